@@ -1,0 +1,100 @@
+"""A look at what the recognizer hears and writes, in TensorBoard."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from datamodules.speech import SpeechBatch
+from lightning_modules.speech_recognizer import SpeechRecognizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class SpeechExamples(Callback):
+    """Show a few fixed validation clips after every validation.
+
+    For each clip: its spectrogram, the cross-attention alignment of the predicted text with the
+    audio, and both texts; the audio once.
+
+    Args:
+        clips: number of clips, the first of the validation set.
+    """
+
+    def __init__(self, clips: int = 4) -> None:
+        self.clips = clips
+        self._batch: SpeechBatch | None = None
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the clips' pictures and texts."""
+        board = next((lg for lg in trainer.loggers if isinstance(lg, TensorBoardLogger)), None)
+        if board is None or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, SpeechRecognizer)
+        writer, step, vocabulary = board.experiment, trainer.global_step, pl_module.vocabulary
+        first = self._batch is None
+        if self._batch is None:
+            dataset = trainer.datamodule.datasets["val"]  # type: ignore[attr-defined]
+            self._batch = dataset[range(min(self.clips, len(dataset)))]
+        batch = SpeechBatch(*(tensor.to(pl_module.device) for tensor in self._batch))
+        for i, view in enumerate(look(pl_module, batch)):
+            tag = f"example_{i}"
+            if first:
+                audio = batch.waveforms[i, : batch.lengths[i]]
+                writer.add_audio(tag, audio, step, sample_rate=pl_module.network.features.sample_rate)
+            reference = vocabulary.decode(batch.tokens[i].tolist())
+            writer.add_text(tag, f"reference: `{reference}`\n\npredicted: `{view.text}`", step)
+            writer.add_figure(tag, view.figure(), step)
+
+
+class View:
+    """One clip as the recognizer sees it.
+
+    Attributes:
+        spectrogram: (bands, frames).
+        alignment: (tokens, positions), rows sum to 1.
+        text: the prediction, one character a row of the alignment, but for the stop.
+    """
+
+    def __init__(self, spectrogram: Tensor, alignment: Tensor, text: str) -> None:
+        self.spectrogram = spectrogram
+        self.alignment = alignment
+        self.text = text
+
+    def figure(self) -> "Figure":
+        """Draw the spectrogram above the alignment, over the same time."""
+        from matplotlib.figure import Figure  # late: only who looks pays for the import
+
+        figure = Figure(figsize=(10, 7), layout="constrained")
+        above, below = figure.subplots(2, 1, height_ratios=(1, 2))
+        above.imshow(self.spectrogram, origin="lower", aspect="auto", cmap="magma")
+        above.set(ylabel="mel band", xlabel="frame")
+        below.imshow(self.alignment, aspect="auto", cmap="viridis", interpolation="nearest")
+        below.set(ylabel="predicted text", xlabel="encoder position")
+        below.set_yticks(range(len(self.text)), list(self.text.replace(" ", "␣")), fontsize=6)
+        return figure
+
+
+@torch.no_grad()
+def look(module: SpeechRecognizer, batch: SpeechBatch) -> list[View]:
+    """Transcribe a batch and return a view of each clip; the module is in evaluation mode."""
+    network = module.network
+    features, frames = network.features(batch.waveforms, batch.lengths)
+    memory, memory_mask = network.encoder(features, frames)
+    texts = [text for _, text in module.transcribe(batch, memory, memory_mask)]
+    views = []
+    for i, text in enumerate(texts):
+        read = module.vocabulary.encode(text)[:-1][: network.decoder.max_tokens]
+        tokens = torch.tensor([read], device=memory.device)
+        alignment = network.decoder.alignment(tokens, memory[i : i + 1], memory_mask[i : i + 1])
+        views.append(
+            View(
+                features[i, :, : frames[i]].float().cpu(),
+                alignment[0, :, : memory_mask[i].sum()].float().cpu(),
+                text,
+            )
+        )
+    return views

@@ -1,0 +1,64 @@
+"""Where a run keeps what it makes: one folder an experiment."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The folder of one experiment.
+
+    Attributes:
+        path: ``<root>/<experiment>``.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of best.ckpt and last.ckpt."""
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> Path:
+        """What fit ran with."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Every metric logged while fitting."""
+        return self.path / "metrics.csv"
+
+    @property
+    def test_metrics(self) -> Path:
+        """The scores of the last test."""
+        return self.path / "test_metrics.json"
+
+    def check_unused(self) -> None:
+        """Raise a `UserError` if a run is there already."""
+        if any(self.checkpoints.glob("*.ckpt")):
+            raise UserError(
+                f"{self.path} already holds a run: resume it with --ckpt_path last, or start "
+                "another with --experiment OTHER"
+            )
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the checkpoint that ``last``, ``best`` or a file's path means.
+
+        Raises:
+            UserError: if there is none.
+        """
+        if name in ("last", "best"):
+            path = self.checkpoints / f"{name}.ckpt"
+            if not path.is_file():
+                raise UserError(
+                    f"{path} does not exist: nothing was trained there yet; name the run with "
+                    "--experiment NAME, or a checkpoint file with --ckpt_path FILE"
+                )
+            return path
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"--ckpt_path {name} does not exist: name a file, last or best")
+        return path

@@ -1,0 +1,188 @@
+"""fit, validate, test and predict: LightningCLI with run directories."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, RichModelSummary, RichProgressBar
+from pytorch_lightning.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerTypeUnion,
+    ReduceLROnPlateau,
+    SaveConfigCallback,
+)
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+
+from callbacks import RunCheckpoint
+from callbacks.metrics_csv import MetricsCSV
+from commands.run_directory import RunDirectory
+from errors import UserError
+from lightning_modules import WarmupLinearDecay
+
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Save the configuration of fit as ``config.yaml``; the other stages leave it alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save at the start of fit."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class SuiteCLI(LightningCLI):
+    """LightningCLI whose runs live in ``<trainer.default_root_dir>/<experiment>``."""
+
+    run: RunDirectory
+    checkpoint: Path | None
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the stages and the arguments of the trainer's methods that are not the user's."""
+        return {
+            stage: arguments | {"weights_only"}
+            for stage, arguments in LightningCLI.subcommands().items()
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the experiment's name, the checkpoint callback and the links from data to model."""
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="Name of the run directory; by default the stem of the first config file.",
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.link_arguments(
+            "data.vocabulary", "model.init_args.vocabulary", apply_on="instantiate"
+        )
+        parser.link_arguments(
+            "data.vocabulary_size",
+            "model.init_args.network.init_args.decoder.init_args.vocabulary_size",
+            apply_on="instantiate",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the configuration as given.
+
+        Lightning would let the hyper-parameters in the checkpoint override the command line, and
+        import whatever class the checkpoint names.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Find the run directory and the checkpoint before anything is built."""
+        config = self.config[self.subcommand]
+        if config.experiment is None:
+            if not config.config:
+                raise UserError("without --config the run needs a name: add --experiment NAME")
+            config.experiment = Path(config.config[0].relative).stem
+        self.run = RunDirectory(Path(config.trainer.default_root_dir) / config.experiment)
+        name = config.ckpt_path
+        if self.subcommand != "fit":
+            name = name or "best"  # the other stages without a checkpoint would judge random weights
+        elif name is None and rank_zero_only.rank == 0:
+            self.run.check_unused()
+        self.checkpoint = None if name is None else self.run.checkpoint(name)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer.
+
+        Raises:
+            UserError: if one of them refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UserError(str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer around the run directory; only fit logs curves."""
+        kwargs["default_root_dir"] = str(self.run.path)
+        if self.subcommand != "fit":
+            kwargs["logger"] = False
+        elif self._get(self.config, "trainer").logger in (None, True):
+            step = 0 if self.checkpoint is None else read_global_step(self.checkpoint)
+            kwargs["logger"] = [
+                TensorBoardLogger(self.run.path, name="", version="", purge_step=step or None),
+                MetricsCSV(self.run.path, resume_step=step),
+            ]
+        return super().instantiate_trainer(**kwargs)
+
+    @staticmethod
+    def configure_optimizers(
+        lightning_module: LightningModule,
+        optimizer: Optimizer,
+        lr_scheduler: LRSchedulerTypeUnion | None = None,
+    ) -> Any:
+        """Step the schedule once an optimizer step, over the whole training unless it says else."""
+        if lr_scheduler is None or isinstance(lr_scheduler, ReduceLROnPlateau):
+            return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
+        if isinstance(lr_scheduler, WarmupLinearDecay) and lr_scheduler.total_steps is None:
+            lr_scheduler.total_steps = int(lightning_module.trainer.estimated_stepping_batches)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},
+        }
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "ckpt_path": checkpoint, "weights_only": True}
+
+    def after_test(self) -> None:
+        """Write ``test_metrics.json``."""
+        if self.trainer.is_global_zero:
+            metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+            record = {"checkpoint": str(self.checkpoint), "metrics": metrics}
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            self.run.test_metrics.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def read_global_step(checkpoint: Path) -> int:
+    """Return the number of optimizer steps taken before a checkpoint was written.
+
+    Raises:
+        UserError: if the file is no checkpoint.
+    """
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return int(state["global_step"])
+    except Exception as error:  # torch names no class for what a damaged file makes it raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{checkpoint} is not a whole checkpoint of a run ({reason})") from error
+
+
+def run(args: list[str]) -> None:
+    """Run a stage: ``fit``, ``validate``, ``test`` or ``predict`` and its arguments."""
+    quieten()
+    SuiteCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveFitConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=42,
+        load_from_checkpoint_support=False,
+        trainer_defaults={
+            "default_root_dir": "runs",
+            # The samplers of this suite's data modules deal out to processes themselves.
+            "use_distributed_sampler": False,
+            "callbacks": [RichProgressBar(), RichModelSummary()],
+        },
+        args=args,
+    )
+
+
+def quieten() -> None:
+    """Show this suite's own messages, and drop what is only noise to its user."""
+    logging.basicConfig(format="%(message)s")
+    for room in ("callbacks", "commands", "datamodules", "lightning_modules"):
+        logging.getLogger(room).setLevel(logging.INFO)

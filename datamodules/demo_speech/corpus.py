@@ -1,0 +1,81 @@
+"""Speaking transcripts to a folder in LJ Speech's layout."""
+
+import os
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import soundfile
+from rich.progress import track
+
+from datamodules.demo_speech.espeak import SAMPLE_RATE, Voice, speak
+
+VOICES = tuple(f"en-us{variant}" for variant in ("", "+m1", "+m3", "+m7", "+f2", "+f3", "+f4"))
+
+
+def draw_voice(seed: int, id: str) -> Voice:
+    """Return a clip's voice: a variant, a rate and a pitch that depend on (seed, id) alone."""
+    choice = random.Random(f"{seed} {id}")
+    return Voice(
+        name=choice.choice(VOICES),
+        rate=choice.randint(160, 200),
+        pitch=choice.randint(35, 65),
+        range=choice.randint(40, 60),
+    )
+
+
+def speak_corpus(
+    transcripts: Sequence[tuple[str, str]], root: Path, *, seed: int = 0, workers: int = 1
+) -> None:
+    """Speak transcripts to ``root``, which appears only once it is whole.
+
+    Args:
+        transcripts: pairs of id and text.
+        root: must not exist yet.
+        seed: of the voices.
+        workers: processes; 1 speaks in this one.
+
+    Raises:
+        UserError: if eSpeak NG is missing or cannot speak a text.
+    """
+    with _new_folder(root) as folder:
+        (folder / "wavs").mkdir()
+        speak_one = partial(_speak_clip, folder / "wavs", seed)
+        with _mapper(workers) as map_lazily:
+            spoken = map_lazily(speak_one, transcripts)
+            for _ in track(spoken, f"speaking {root.name}", total=len(transcripts)):
+                pass
+        lines = (f"{id}|{text}|{text}\n" for id, text in transcripts)
+        (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+
+
+def _speak_clip(folder: Path, seed: int, transcript: tuple[str, str]) -> None:
+    id, text = transcript
+    samples = speak(text, draw_voice(seed, id))
+    soundfile.write(str(folder / f"{id}.wav"), samples, SAMPLE_RATE, subtype="PCM_16")
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator:  # of a lazy map
+    if workers == 1:
+        yield map
+    else:
+        with ProcessPoolExecutor(workers) as pool:
+            yield partial(pool.map, chunksize=16)
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes ``target`` on success and vanishes otherwise."""
+    filling = target.with_name(f".{target.name}.speaking")
+    shutil.rmtree(filling, ignore_errors=True)  # of a run that was killed
+    filling.mkdir(parents=True)
+    try:
+        yield filling
+        os.replace(filling, target)
+    finally:
+        shutil.rmtree(filling, ignore_errors=True)

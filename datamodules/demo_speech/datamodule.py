@@ -1,0 +1,49 @@
+"""Generated speech as a data module."""
+
+from typing import Any
+
+from datamodules.demo_speech.corpus import speak_corpus
+from datamodules.demo_speech.grammar import sentences
+from datamodules.ljspeech import LJSpeechDataModule, read_metadata
+from errors import UserError
+
+CORPUS_SEED = 0  # of sentences and voices: another seed for training is not another corpus
+
+
+class DemoSpeechDataModule(LJSpeechDataModule):
+    """Sentences of a small grammar, spoken by eSpeak NG, read exactly as LJ Speech is.
+
+    No sentence occurs twice, so none of those for validation and test occurs in training.
+
+    Args:
+        root: folder in LJ Speech's layout; spoken once if it does not exist.
+        clips: number of sentences.
+        kwargs: as `LJSpeechDataModule`.
+    """
+
+    def __init__(
+        self, root: str = "data/demo_speech", clips: int = 2_000, **kwargs: Any
+    ) -> None:
+        super().__init__(root=root, **kwargs)
+        self.clips = clips
+
+    def prepare_data(self) -> None:
+        """Speak the corpus if ``root`` does not exist.
+
+        Raises:
+            UserError: if ``root`` holds a corpus of another size.
+        """
+        super().prepare_data()
+        if self.root.exists():
+            found = len(read_metadata(self.root / "metadata.csv"))
+            if found != self.clips:
+                raise UserError(
+                    f"{self.root} holds {found} clips instead of {self.clips}: delete it, or name "
+                    "another folder with --data.init_args.root"
+                )
+
+    def make_root(self) -> None:
+        """Speak the corpus."""
+        texts = sentences(self.clips, CORPUS_SEED)
+        transcripts = [(f"DEMO-{i:05d}", text) for i, text in enumerate(texts, start=1)]
+        speak_corpus(transcripts, self.root, seed=CORPUS_SEED)

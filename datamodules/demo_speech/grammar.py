@@ -1,0 +1,52 @@
+"""Sentences of a small grammar, all different."""
+
+import random
+
+DETERMINERS = "the a this that every my your our".split()
+ADJECTIVES = (
+    "old young quick lazy brave quiet clever hungry golden purple broken gentle frozen distant"
+).split()
+PEOPLE = "king queen farmer sailor doctor teacher painter student driver baker judge child".split()
+THINGS = (
+    "box letter window garden jacket engine lamp mirror wagon violin pencil basket bridge ladder "
+    "kettle blanket"
+).split()
+VERBS = (
+    "found carried opened painted watched moved lifted wanted fixed sold borrowed measured "
+    "examined forgot"
+).split()
+PLACES = "river market harbor forest kitchen village station valley museum temple".split()
+PREPOSITIONS = "near behind beside under above across".split()
+TIMES = ["yesterday", "tonight", "at noon", "last summer", "every morning", "before dawn"]
+
+
+def sentence(choice: random.Random) -> str:
+    """Draw one: somebody did something, perhaps somewhere, sometime, or as a question."""
+
+    def noun_phrase(nouns: list[str]) -> str:
+        adjective = f"{choice.choice(ADJECTIVES)} " if choice.random() < 0.6 else ""
+        determiner = choice.choice(DETERMINERS)
+        noun = adjective + choice.choice(nouns)
+        return f"an {noun}" if determiner == "a" and noun[0] in "aeiou" else f"{determiner} {noun}"
+
+    def place() -> str:
+        return f"{choice.choice(PREPOSITIONS)} the {choice.choice(PLACES)}"
+
+    text = f"{noun_phrase(PEOPLE)} {choice.choice(VERBS)} {noun_phrase(THINGS)}"
+    form = choice.randrange(4)
+    if form == 0:
+        return f"{text} {place()}."
+    if form == 1:
+        return f"{choice.choice(TIMES)}, {text}."
+    if form == 2:
+        return f"was it {choice.choice(TIMES)} that {text}?"
+    return f"{text}."
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    """Return ``count`` different sentences, the same for the same seed."""
+    choice = random.Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[sentence(choice)] = None
+    return list(found)

@@ -1,0 +1,126 @@
+"""Downloads that survive a bad network, and archives that cannot harm."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from errors import UserError
+
+CHUNK = 1 << 20  # bytes
+
+
+def download(url: str, path: Path, sha256: str, *, attempts: int = 5, timeout: float = 30) -> None:
+    """Download a file, going on where an earlier attempt or an earlier run broke off.
+
+    The bytes so far are in ``path`` + ``.part``; ``path`` itself appears only once its checksum is
+    right.
+
+    Args:
+        url: of the file.
+        path: where it goes.
+        sha256: of its content, in hexadecimal.
+        attempts: how often to try again where the connection breaks.
+        timeout: seconds without an answer that count as a break.
+
+    Raises:
+        UserError: if the server cannot be reached, refuses, or sends something else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("download", total=None)
+        for attempt in range(attempts):
+            try:
+                _continue(url, part, timeout, progress, task)
+                break
+            except urllib.error.HTTPError as error:
+                if error.code == 416:  # nothing behind the part: it is whole, or not this file's
+                    break
+                raise UserError(f"{url} answered {error.code} {error.reason}") from error
+            except (OSError, HTTPException) as error:
+                if attempt == attempts - 1:
+                    reason = getattr(error, "reason", error)
+                    raise UserError(f"{url} could not be downloaded ({reason})") from error
+                time.sleep(min(2**attempt - 1, 10))
+    found = file_sha256(part)
+    if found != sha256:
+        part.unlink()
+        raise UserError(
+            f"{url} has the SHA-256 {found} instead of {sha256}: the file was damaged on the way, "
+            "or is not the official one; it was deleted"
+        )
+    os.replace(part, path)
+
+
+def _continue(url: str, part: Path, timeout: float, progress: Progress, task: int) -> None:
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    response: HTTPResponse
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        if response.status != 206:  # the server sends all of it
+            done = 0
+        length = response.headers.get("Content-Length")
+        total = None if length is None else done + int(length)
+        progress.update(task, completed=done, total=total)
+        with part.open("ab" if done else "wb") as file:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                progress.update(task, completed=done)
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection broke at byte {done} of {total}")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unpack_folder(archive: Path, folder: str, target: Path) -> None:
+    """Unpack one folder of a tar archive to ``target``, which appears only once it is whole.
+
+    Args:
+        archive: tar file, compressed or not.
+        folder: name of the top-level folder in it that is to become ``target``.
+        target: must not exist yet.
+
+    Raises:
+        UserError: if the archive is damaged, has no such folder, or holds anything that would
+            land outside (absolute paths, ``..``, links or devices).
+    """
+    unpacking = target.with_name(f".{target.name}.unpacking")
+    shutil.rmtree(unpacking, ignore_errors=True)  # of a run that was killed
+    unpacking.mkdir(parents=True)
+    try:
+        columns = (TextColumn(f"unpacking {archive.name}"), BarColumn(), DownloadColumn())
+        with (
+            Progress(*columns, TimeRemainingColumn()) as progress,
+            progress.open(archive, "rb") as file,
+            tarfile.open(fileobj=file, mode="r|*") as tar,
+        ):
+            tar.extractall(unpacking, filter="data")
+        if not (unpacking / folder).is_dir():
+            raise UserError(f"{archive} has no folder {folder}: it is not the official archive")
+        os.replace(unpacking / folder, target)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{archive} could not be unpacked ({reason}): delete it and try again") from error
+    finally:
+        shutil.rmtree(unpacking, ignore_errors=True)

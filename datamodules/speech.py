@@ -1,0 +1,132 @@
+"""Recorded speech as batches: what every speech data module shares, whatever the corpus."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import soundfile
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from torchaudio.functional import resample
+
+from datamodules.vocabulary import CharacterVocabulary
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording.
+
+    Attributes:
+        id: its name.
+        path: its WAV or FLAC file.
+        source: where it was asked for, for messages: a line of ``metadata.csv``, or "".
+        samples: its length at the data module's sample rate.
+        text: its transcript; "" where there is none.
+    """
+
+    id: str
+    path: Path
+    source: str
+    samples: int
+    text: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return its file, and where it was asked for."""
+        return f"{self.path} ({self.source})" if self.source else str(self.path)
+
+
+def inspect_clip(id: str, path: Path, sample_rate: int, source: str = "", text: str = "") -> Clip:
+    """Read a file's header, and return the clip.
+
+    Raises:
+        UserError: if the file is missing, unreadable, empty, or has several channels.
+    """
+    clip = Clip(id, path, source, 0, text)
+    if not path.is_file():
+        raise UserError(f"{clip.name} does not exist")
+    try:
+        header = soundfile.info(str(path))
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{clip.name} is not a readable WAV or FLAC file ({error})") from error
+    if header.channels != 1:
+        raise UserError(f"{clip.name} has {header.channels} channels: mix it down to one")
+    if header.frames == 0:
+        raise UserError(f"{clip.name} is empty")
+    samples = -(-header.frames * sample_rate // header.samplerate)  # rounded up, as resample does
+    return Clip(id, path, source, samples, text)
+
+
+def read_clip(clip: Clip, sample_rate: int) -> Tensor:
+    """Return a clip's samples in [-1, 1] at ``sample_rate`` Hz.
+
+    Raises:
+        UserError: if the file cannot be read, or is not as long as its header said.
+    """
+    try:
+        samples, rate = soundfile.read(str(clip.path), dtype="float32")
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{clip.name} cannot be read ({error})") from error
+    waveform = torch.from_numpy(samples)
+    if rate != sample_rate:
+        waveform = resample(waveform, rate, sample_rate)
+    if len(waveform) != clip.samples:
+        raise UserError(
+            f"{clip.name} has {len(waveform)} samples where {clip.samples} were expected: it is "
+            "damaged, or was changed during the run"
+        )
+    return waveform
+
+
+class SpeechBatch(NamedTuple):
+    """A batch of clips.
+
+    Attributes:
+        indices: (batch,) places of the clips in their data set.
+        waveforms: (batch, samples) in [-1, 1], zero behind each clip's length.
+        lengths: (batch,) in samples.
+        tokens: (batch, tokens) start, characters, stop, then padding.
+        token_lengths: (batch,) with start and stop.
+    """
+
+    indices: Tensor
+    waveforms: Tensor
+    lengths: Tensor
+    tokens: Tensor
+    token_lengths: Tensor
+
+
+class SpeechDataset(Dataset[SpeechBatch]):
+    """Clips, indexed by lists of places: one list, one batch.
+
+    Args:
+        clips: as `inspect_clip` gives them.
+        vocabulary: for the transcripts.
+        sample_rate: in Hz; clips of another are resampled.
+    """
+
+    def __init__(
+        self, clips: Sequence[Clip], vocabulary: CharacterVocabulary, sample_rate: int
+    ) -> None:
+        self.clips = clips
+        self.vocabulary = vocabulary
+        self.sample_rate = sample_rate
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, indices: Sequence[int]) -> SpeechBatch:
+        clips = [self.clips[i] for i in indices]
+        waveforms = [read_clip(clip, self.sample_rate) for clip in clips]
+        tokens = [torch.tensor(self.vocabulary.encode(clip.text)) for clip in clips]
+        return SpeechBatch(
+            indices=torch.tensor(indices),
+            waveforms=pad_sequence(waveforms, batch_first=True),
+            lengths=torch.tensor([len(waveform) for waveform in waveforms]),
+            tokens=pad_sequence(tokens, batch_first=True, padding_value=self.vocabulary.pad),
+            token_lengths=torch.tensor([len(t) for t in tokens]),
+        )

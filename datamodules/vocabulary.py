@@ -1,0 +1,57 @@
+"""From text to tokens and back."""
+
+from collections.abc import Iterable
+
+COURSE_ALPHABET = " ,.?-abcdefghijklmnopqrstuvwxyz"
+
+
+class CharacterVocabulary:
+    """One token a character, behind four special ones: start ``<``, stop ``>``, pad ``@``, unknown ``#``.
+
+    Args:
+        alphabet: the characters that have a token of their own; the course's 31 by default. Text is
+            lower-cased first unless the alphabet has upper-case letters itself.
+
+    Raises:
+        ValueError: if a character is repeated or special.
+    """
+
+    special = "<>@#"
+    start, stop, pad, unknown = range(4)
+
+    def __init__(self, alphabet: str = COURSE_ALPHABET) -> None:
+        self.symbols = self.special + alphabet
+        for character in alphabet:
+            if self.symbols.count(character) > 1:
+                raise ValueError(
+                    f"alphabet holds {character!r} twice, or though it is one of {self.special!r}"
+                )
+        self.alphabet = alphabet
+        self.lower_case = alphabet == alphabet.lower()
+        self._tokens = {symbol: token for token, symbol in enumerate(self.symbols)}
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text between start and stop."""
+        return [self.start, *self.encode_characters(text), self.stop]
+
+    def encode_characters(self, text: str) -> list[int]:
+        """Return the tokens of a text's characters alone; others become the unknown one."""
+        text = text.lower() if self.lower_case else text
+        # A special symbol in the text is an unknown character, not a command.
+        return [
+            self.unknown if character in self.special else self._tokens.get(character, self.unknown)
+            for character in text
+        ]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text up to the stop token; unknown characters read ``#``, starts and pads ""."""
+        characters = []
+        for token in tokens:
+            if token == self.stop:
+                break
+            if token not in (self.start, self.pad):
+                characters.append(self.symbols[token])
+        return "".join(characters)

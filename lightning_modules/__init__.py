@@ -1,0 +1,6 @@
+"""One LightningModule a task: loss, metrics, what is logged; a network is injected."""
+
+from lightning_modules.schedules import WarmupLinearDecay
+from lightning_modules.speech_recognizer import SpeechRecognizer
+
+__all__ = ["SpeechRecognizer", "WarmupLinearDecay"]

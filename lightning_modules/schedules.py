@@ -1,0 +1,53 @@
+"""Learning-rate schedules, stepped once an optimizer step."""
+
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class WarmupLinearDecay(LRScheduler):
+    """Rise linearly from ``floor`` to 1 over the warm-up, then fall linearly to ``floor``.
+
+    The learning rate is a function of the step and of this configuration alone: what a checkpoint
+    stores is the step.
+
+    Args:
+        optimizer: whose learning rates are the peak.
+        warmup: fraction of all steps that the rate rises for.
+        floor: lowest fraction of the peak, at the first and the last step.
+        total_steps: optimizer steps of the whole training; None takes the trainer's number.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup: float = 0.15,
+        floor: float = 0.01,
+        total_steps: int | None = None,
+    ) -> None:
+        self.warmup = warmup
+        self.floor = floor
+        self.total_steps = total_steps
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        """Return the fraction of the peak at a step; the floor behind the last one."""
+        if self.total_steps is None:  # before training: no step is taken yet
+            return self.floor
+        last = max(self.total_steps - 1, 1)
+        progress = min(step / last, 1.0)
+        if progress < self.warmup:
+            height = progress / self.warmup
+        else:
+            height = (1 - progress) / (1 - self.warmup) if self.warmup < 1 else 1.0
+        return self.floor + (1 - self.floor) * height
+
+    def get_lr(self) -> list[float]:
+        """Return the current learning rate of each parameter group."""
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step and the rates; the configuration comes from the command line."""
+        configuration = {"warmup", "floor", "total_steps"}
+        return {key: value for key, value in super().state_dict().items() if key not in configuration}

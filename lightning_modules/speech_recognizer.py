@@ -1,0 +1,190 @@
+"""The speech recognition task: losses, metrics, transcripts."""
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from datamodules.ljspeech import LJSpeechDataModule
+from datamodules.speech import SpeechBatch
+from datamodules.vocabulary import CharacterVocabulary
+from errors import UserError
+from metrics import (
+    CharErrorRate,
+    CosineSimilarity,
+    DamerauLevenshteinSimilarity,
+    JaccardSimilarity,
+    WordErrorRate,
+)
+from networks import SpecAugment, SpeechToText, greedy_decode
+
+Transcripts = list[tuple[int, str]]
+"""Pairs of a clip's place in its data set and its transcript."""
+
+
+class SpeechRecognizer(LightningModule):
+    """Train a `SpeechToText` network to write what is spoken, and measure how well it does.
+
+    Logged for training, validation and test, as means over tokens: ``loss`` (what is minimized),
+    ``nll`` (plain negative log-likelihood: label smoothing gives the loss a floor of its own, 0.66
+    for 0.1 and 35 tokens) and, with a CTC head, ``ctc``. Validation and test also decode greedily
+    and log ``cer``, ``wer``, ``jaccard``, ``cosine`` and ``damerau_levenshtein``.
+
+    Args:
+        network: from waveforms and the text so far to the next token.
+        vocabulary: the data module's.
+        augment: of the training spectrograms; None leaves them as they are.
+        label_smoothing: probability mass spread over all tokens in the training target.
+        ctc_weight: of an auxiliary CTC loss (Graves et al. 2006) on the encoder, which teaches it
+            the order of the characters early (Kim et al. 2017, "Joint CTC-attention based
+            end-to-end speech recognition"). The head is only there for the loss; 0 leaves it out.
+    """
+
+    def __init__(
+        self,
+        network: SpeechToText,
+        vocabulary: CharacterVocabulary,
+        augment: SpecAugment | None = None,
+        label_smoothing: float = 0.1,
+        ctc_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= ctc_weight < 1:
+            raise ValueError(f"ctc_weight {ctc_weight} is not in [0, 1)")
+        self.network = network
+        self.vocabulary = vocabulary
+        self.augment = augment
+        self.label_smoothing = label_smoothing
+        self.ctc_weight = ctc_weight
+        self.ctc_head = (
+            nn.Linear(network.encoder.hidden_size, len(vocabulary)) if ctc_weight else None
+        )
+        losses = MetricCollection(
+            {name: MeanMetric() for name in ("loss", "nll") + (("ctc",) if ctc_weight else ())},
+            # Each is updated with a value of its own.
+            compute_groups=False,
+        )
+        scores = MetricCollection(
+            {
+                "cer": CharErrorRate(),
+                "wer": WordErrorRate(),
+                "jaccard": JaccardSimilarity(),
+                "cosine": CosineSimilarity(),
+                "damerau_levenshtein": DamerauLevenshteinSimilarity(),
+            },
+            # Groups are found by equal states, which all perfect scores have.
+            compute_groups=False,
+        )
+        self.train_losses = losses.clone(prefix="train/")
+        self.val_losses = losses.clone(prefix="val/")
+        self.test_losses = losses.clone(prefix="test/")
+        self.val_scores = scores.clone(prefix="val/")
+        self.test_scores = scores.clone(prefix="test/")
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fit the network.
+
+        Raises:
+            UserError: if the sample rates differ, or a transcript is too long for the decoder.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, LJSpeechDataModule):
+            raise UserError(f"SpeechRecognizer needs speech data, not {type(data).__name__}")
+        expected = self.network.features.sample_rate
+        if data.sample_rate != expected:
+            raise UserError(
+                f"data.init_args.sample_rate is {data.sample_rate} Hz, but the network's features "
+                f"expect {expected} Hz: set both to the same"
+            )
+        longest = self.network.decoder.max_tokens - 1  # one is the start token
+        for dataset in data.datasets.values():
+            for clip in dataset.clips:
+                characters = len(self.vocabulary.encode_characters(clip.text))
+                if characters > longest:
+                    raise UserError(
+                        f"{clip.source}: the transcript has {characters} characters, but the "
+                        f"decoder's max_tokens {longest + 1} allows {longest}: raise it, or cut "
+                        f"with --data.init_args.max_characters={longest}"
+                    )
+
+    def training_step(self, batch: SpeechBatch) -> Tensor:
+        """Return the loss."""
+        losses, _, _ = self.losses(batch)
+        self._log_losses(self.train_losses, losses, batch)
+        self.log("train/loss_step", losses["loss"], prog_bar=True, on_step=True, on_epoch=False)
+        return losses["loss"]
+
+    def validation_step(self, batch: SpeechBatch) -> Transcripts:
+        """Measure one batch; return its transcripts."""
+        return self._evaluate(batch, self.val_losses, self.val_scores)
+
+    def test_step(self, batch: SpeechBatch) -> Transcripts:
+        """Measure one batch; return its transcripts."""
+        return self._evaluate(batch, self.test_losses, self.test_scores)
+
+    def predict_step(self, batch: SpeechBatch) -> Transcripts:
+        """Return the transcripts of one batch; needs none in it."""
+        return self.transcribe(batch, *self.network.encode(batch.waveforms, batch.lengths))
+
+    def losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return the losses by name, the encoded audio and its mask.
+
+        The encodings are (batch, positions, hidden), the mask is (batch, positions).
+        """
+        features, frames = self.network.features(batch.waveforms, batch.lengths)
+        if self.augment is not None:
+            features = self.augment(features, frames)
+        memory, memory_mask = self.network.encoder(features, frames)
+        logits = self.network.decoder(batch.tokens[:, :-1], memory, memory_mask)
+        logits, targets = logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten()
+        pad = self.vocabulary.pad
+        nll = F.cross_entropy(logits, targets, ignore_index=pad)
+        loss = F.cross_entropy(
+            logits, targets, ignore_index=pad, label_smoothing=self.label_smoothing
+        )
+        losses = {"nll": nll.detach()}
+        if self.ctc_head is not None:
+            ctc = F.ctc_loss(
+                self.ctc_head(memory).float().log_softmax(-1).transpose(0, 1),
+                batch.tokens[:, 1:],
+                memory_mask.sum(1),
+                batch.token_lengths - 2,  # without start and stop
+                blank=pad,
+                zero_infinity=True,  # a clip with fewer positions than characters has no alignment
+            )
+            losses["ctc"] = ctc.detach()
+            loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
+        return {"loss": loss, **losses}, memory, memory_mask
+
+    def _evaluate(
+        self, batch: SpeechBatch, loss_metrics: MetricCollection, scores: MetricCollection
+    ) -> Transcripts:
+        losses, memory, memory_mask = self.losses(batch)
+        self._log_losses(loss_metrics, losses, batch)
+        transcripts = self.transcribe(batch, memory, memory_mask)
+        references = [self.vocabulary.decode(tokens) for tokens in batch.tokens.tolist()]
+        scores.update([text for _, text in transcripts], references)
+        self.log_dict(scores, batch_size=len(references), prog_bar=True)
+        return transcripts
+
+    def transcribe(self, batch: SpeechBatch, memory: Tensor, memory_mask: Tensor) -> Transcripts:
+        vocabulary = self.vocabulary
+        tokens = greedy_decode(
+            self.network.decoder,
+            memory,
+            memory_mask,
+            start=vocabulary.start,
+            stop=vocabulary.stop,
+            pad=vocabulary.pad,
+        )
+        texts = [vocabulary.decode(row) for row in tokens.tolist()]
+        return list(zip(batch.indices.tolist(), texts, strict=True))
+
+    def _log_losses(
+        self, metrics: MetricCollection, losses: dict[str, Tensor], batch: SpeechBatch
+    ) -> None:
+        weight = (batch.token_lengths - 1).sum()  # the start token is no target
+        for name, loss in losses.items():
+            metrics[name].update(loss.detach(), weight)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch.indices))

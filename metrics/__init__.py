@@ -1,0 +1,17 @@
+"""Metrics as torchmetrics subclasses."""
+
+from metrics.text import (
+    CharErrorRate,
+    CosineSimilarity,
+    DamerauLevenshteinSimilarity,
+    JaccardSimilarity,
+    WordErrorRate,
+)
+
+__all__ = [
+    "CharErrorRate",
+    "CosineSimilarity",
+    "DamerauLevenshteinSimilarity",
+    "JaccardSimilarity",
+    "WordErrorRate",
+]

@@ -1,0 +1,136 @@
+"""How alike a predicted and a reference transcript are: torchmetrics around rapidfuzz."""
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from rapidfuzz.distance import OSA, Levenshtein
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class _PairwiseMetric(Metric, ABC):
+    """A ratio of two sums over pairs of strings, summed over processes under DDP."""
+
+    is_differentiable = False
+    full_state_update = False
+
+    numerator: Tensor
+    denominator: Tensor
+
+    def __init__(self, numerator_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.add_state("numerator", torch.zeros((), dtype=numerator_dtype), dist_reduce_fx="sum")
+        self.add_state("denominator", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def score(self, prediction: str, reference: str) -> tuple[float, int]:
+        """Return what one pair adds to the numerator and to the denominator."""
+
+    def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
+        """Add pairs of strings.
+
+        Raises:
+            ValueError: if the two lists differ in length, or either is a bare string.
+        """
+        if isinstance(predictions, str) or isinstance(references, str):
+            raise ValueError("predictions and references must be lists of strings, not one string")
+        if len(predictions) != len(references):
+            raise ValueError(
+                f"{len(predictions)} predictions cannot be compared with {len(references)} references"
+            )
+        scores = [self.score(*pair) for pair in zip(predictions, references, strict=True)]
+        # Summed in Python first: one addition a batch on the device, and one rounding.
+        self.numerator += sum(numerator for numerator, _ in scores)
+        self.denominator += sum(denominator for _, denominator in scores)
+
+    def compute(self) -> Tensor:
+        """Return the ratio as a scalar; NaN where no pair was seen."""
+        return self.numerator / self.denominator
+
+
+class _Similarity(_PairwiseMetric):
+    """The mean over pairs of a similarity in [0, 1]; two empty strings are equal, so 1."""
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__(torch.float32)
+
+    @abstractmethod
+    def similarity(self, prediction: str, reference: str) -> float:
+        """Return how alike two strings are, of which at least one is not empty."""
+
+    def score(self, prediction: str, reference: str) -> tuple[float, int]:
+        return (self.similarity(prediction, reference) if prediction or reference else 1.0), 1
+
+
+class JaccardSimilarity(_Similarity):
+    """Mean Jaccard similarity of the two bags of characters, Σ min / Σ max of their counts.
+
+    It ignores order, so it looks high for wrong text.
+    """
+
+    def similarity(self, prediction: str, reference: str) -> float:
+        left, right = Counter(prediction), Counter(reference)
+        return (left & right).total() / (left | right).total()
+
+
+class CosineSimilarity(_Similarity):
+    """Mean Ochiai coefficient of the two bags of characters, Σ min of counts / √(|a|·|b|).
+
+    It ignores order, so it looks high for wrong text. 0 where exactly one string is empty.
+    """
+
+    def similarity(self, prediction: str, reference: str) -> float:
+        if not prediction or not reference:
+            return 0.0
+        shared = (Counter(prediction) & Counter(reference)).total()
+        return shared / math.sqrt(len(prediction) * len(reference))
+
+
+class DamerauLevenshteinSimilarity(_Similarity):
+    """Mean of 1 − d(a, b) / max(|a|, |b|), d the optimal string alignment distance.
+
+    That is the restricted Damerau–Levenshtein distance: insertions, deletions, substitutions and
+    swaps of neighbours, no substring edited twice. It is what ``textdistance`` computes by default.
+    """
+
+    def similarity(self, prediction: str, reference: str) -> float:
+        return OSA.normalized_similarity(prediction, reference)
+
+
+class _ErrorRate(_PairwiseMetric):
+    """Edits of all pairs over units of all references.
+
+    An empty reference adds its insertions to the edits and nothing to the units. Where all the
+    references are empty the rate is 0 without an edit and infinite with one.
+    """
+
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        super().__init__(torch.int64)  # counts: exact
+
+    def compute(self) -> Tensor:
+        """Return the rate as a scalar; NaN where no pair was seen."""
+        if self.update_called and self.numerator == 0:
+            return torch.zeros((), device=self.numerator.device)
+        return super().compute()
+
+
+class CharErrorRate(_ErrorRate):
+    """Levenshtein distance in characters over the references' characters; see `_ErrorRate`."""
+
+    def score(self, prediction: str, reference: str) -> tuple[int, int]:
+        return Levenshtein.distance(prediction, reference), len(reference)
+
+
+class WordErrorRate(_ErrorRate):
+    """Levenshtein distance in words over the references' words, split at white space."""
+
+    def score(self, prediction: str, reference: str) -> tuple[int, int]:
+        words = reference.split()
+        return Levenshtein.distance(prediction.split(), words), len(words)

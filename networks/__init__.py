@@ -1,0 +1,21 @@
+"""Plain torch mathematics: no Lightning, no files, no logging."""
+
+from networks.attention import MultiHeadAttention, ResidualAttentionBlock, softmax_attention
+from networks.audio_encoder import AudioEncoder
+from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
+from networks.speech_to_text import SpeechToText, greedy_decode
+from networks.text_decoder import TextDecoder, TextDecoderRecurrent, TextDecoderTransformer
+
+__all__ = [
+    "AudioEncoder",
+    "LogMelSpectrogram",
+    "MultiHeadAttention",
+    "ResidualAttentionBlock",
+    "SpecAugment",
+    "SpeechToText",
+    "TextDecoder",
+    "TextDecoderRecurrent",
+    "TextDecoderTransformer",
+    "greedy_decode",
+    "softmax_attention",
+]

@@ -1,0 +1,88 @@
+"""The audio encoder of the recognizer."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.attention import ResidualAttentionBlock
+from networks.log_mel_spectrogram import length_mask
+
+
+def sinusoids(length: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """Return positions (length, channels): sines, then cosines, of geometric wavelengths.
+
+    Vaswani et al. 2017, section 3.5, with wavelengths from 2π to 10,000 · 2π.
+    """
+    half = channels // 2
+    rates = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=device))
+    angles = torch.arange(length, device=device)[:, None] * rates
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+class AudioEncoder(nn.Module):
+    """Strided convolutions, sinusoidal positions and residual self-attention blocks.
+
+    The course's encoder is the default with 2 layers (812,800 parameters): a convolution of stride
+    1, one of stride 2, each of width 3 and followed by GELU, then the blocks and a LayerNorm.
+
+    Args:
+        bands: channels of the spectrogram.
+        hidden_size: channels of everything behind it; even.
+        layers: number of residual attention blocks.
+        heads: attention heads of each.
+        mlp_size: hidden channels of each block's MLP.
+        strides: of the convolutions, one a convolution; their product is the sub-sampling.
+        dropout: on each residual branch.
+    """
+
+    def __init__(
+        self,
+        bands: int = 80,
+        hidden_size: int = 200,
+        layers: int = 2,
+        heads: int = 2,
+        mlp_size: int = 400,
+        strides: Sequence[int] = (1, 2),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if hidden_size % 2:
+            raise ValueError(f"hidden_size {hidden_size} is odd: sines and cosines share it equally")
+        self.bands = bands
+        self.hidden_size = hidden_size
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(bands if i == 0 else hidden_size, hidden_size, 3, stride, padding=1)
+            for i, stride in enumerate(strides)
+        )
+        self.blocks = nn.ModuleList(
+            ResidualAttentionBlock(hidden_size, heads, mlp_size, dropout=dropout)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a batch.
+
+        Args:
+            features: (batch, bands, frames), zero behind each clip's length.
+            lengths: (batch,) real frames of each clip.
+
+        Returns:
+            Encodings (batch, positions, hidden) and a mask (batch, positions), true on real ones.
+        """
+        x = features
+        for convolution in self.convolutions:
+            x = F.gelu(convolution(x))
+            lengths = (lengths - 1) // convolution.stride[0] + 1
+            mask = length_mask(lengths, x.shape[-1])
+            # The bias fills the padding; the next convolution must find zeros there, as it does
+            # behind the end of a clip that is the longest of its batch.
+            x = x * mask[:, None, :]
+        x = x.transpose(1, 2)  # (batch, positions, hidden)
+        x = x + sinusoids(x.shape[1], self.hidden_size, x.device).to(x.dtype)
+        for block in self.blocks:
+            x = block(x, key_mask=mask)
+        return self.norm(x), mask

@@ -1,0 +1,125 @@
+"""From waveforms to normalized log-mel spectrograms, and SpecAugment on them."""
+
+import torch
+from torch import Tensor, nn
+from torchaudio.transforms import MelSpectrogram
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """(batch,) lengths → (batch, size) booleans, true on the real positions."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class LogMelSpectrogram(nn.Module):
+    """Log-mel spectrogram with a dynamic range of 80 dB, normalized clip by clip.
+
+    log10 of the mel power, clamped at 1e-10, then at 8 below the clip's maximum, then (x + 4) / 4:
+    the course's normalization (also Whisper's, Radford et al. 2022). Maximum and frames are those
+    of the real samples only, and the signal continues with zeros at both ends, so a clip's
+    spectrogram does not depend on the padding of its batch.
+
+    Args:
+        sample_rate: of the waveforms, in Hz.
+        n_fft: window length in samples.
+        hop_length: samples from one frame to the next.
+        bands: number of mel bands (Slaney's scale and norm).
+    """
+
+    def __init__(
+        self, sample_rate: int = 22_050, n_fft: int = 400, hop_length: int = 160, bands: int = 80
+    ) -> None:
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.hop_length = hop_length
+        self.bands = bands
+        self.mel = MelSpectrogram(
+            sample_rate,
+            n_fft=n_fft,
+            hop_length=hop_length,
+            n_mels=bands,
+            power=2.0,
+            pad_mode="constant",
+            norm="slaney",
+            mel_scale="slaney",
+        )
+
+    def frames(self, samples: Tensor) -> Tensor:
+        """Return the number of frames of clips of so many samples: the centred ones."""
+        return samples // self.hop_length + 1
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform a batch.
+
+        Args:
+            waveforms: (batch, samples) in [-1, 1], zero behind each clip's length.
+            lengths: (batch,) real samples of each clip.
+
+        Returns:
+            Spectrograms (batch, bands, frames), zero behind each clip's length, and their lengths
+            in frames (batch,).
+        """
+        # Powers span more than half precision holds.
+        with torch.autocast(waveforms.device.type, enabled=False):
+            power = self.mel(waveforms.float())  # (batch, bands, frames)
+        frames = self.frames(lengths)
+        real = length_mask(frames, power.shape[-1])[:, None, :]
+        log = power.clamp(min=1e-10).log10()
+        peak = log.masked_fill(~real, -torch.inf).amax((1, 2), keepdim=True)
+        normalized = (torch.maximum(log, peak - 8.0) + 4.0) / 4.0
+        return normalized.masked_fill(~real, 0.0), frames
+
+
+class SpecAugment(nn.Module):
+    """Zero random bands and stretches of time while training (Park et al. 2019, section 2).
+
+    Args:
+        frequency_mask: largest number of bands in one mask.
+        time_mask: largest number of frames in one mask.
+        frequency_masks: number of masks over bands.
+        time_masks: number of masks over time.
+        max_time_fraction: one mask never covers more of a clip's real frames than this.
+    """
+
+    def __init__(
+        self,
+        frequency_mask: int = 27,
+        time_mask: int = 80,
+        frequency_masks: int = 1,
+        time_masks: int = 1,
+        max_time_fraction: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.frequency_mask = frequency_mask
+        self.time_mask = time_mask
+        self.frequency_masks = frequency_masks
+        self.time_masks = time_masks
+        self.max_time_fraction = max_time_fraction
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Mask (batch, bands, frames) with (batch,) real frames; the identity in evaluation."""
+        if not self.training:
+            return features
+        _, bands, frames = features.shape
+        all_bands = torch.full_like(lengths, bands)
+        hidden = torch.zeros_like(features, dtype=torch.bool)
+        for _ in range(self.frequency_masks):
+            widest = all_bands.clamp(max=self.frequency_mask)
+            hidden |= _random_span(all_bands, widest, bands)[:, :, None]
+        for _ in range(self.time_masks):
+            widest = (lengths * self.max_time_fraction).long().clamp(max=self.time_mask)
+            hidden |= _random_span(lengths, widest, frames)[:, None, :]
+        return features.masked_fill(hidden, 0.0)
+
+
+def _random_span(lengths: Tensor, widest: Tensor, size: int) -> Tensor:
+    """Draw one span a row, 0 … widest long and inside 0 … length: (batch, size) booleans."""
+    width = _random_integers(widest)
+    start = _random_integers(lengths - width)
+    position = torch.arange(size, device=lengths.device)
+    return (position >= start[:, None]) & (position < (start + width)[:, None])
+
+
+def _random_integers(highest: Tensor) -> Tensor:
+    """Draw one integer from 0 … highest, both included, for each element."""
+    uniform = torch.rand(highest.shape, device=highest.device)
+    return (uniform * (highest + 1)).long().clamp(max=highest)
