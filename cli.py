@@ -1,5 +1,94 @@
+"""The suite's command line: ``python cli.py fit --config configs/asr_transformer.yaml``.
+
+Nothing heavy is imported before it is clear what to do, so that ``--help`` is instant.
+"""
+
+import argparse
+import os
 import sys
-from commands.train import run
-def main(args=None):
-    run(sys.argv[1:] if args is None else args)
-if __name__ == "__main__": main()
+from collections.abc import Sequence
+
+from errors import UserError
+
+STAGES = {
+    "fit": "train, validate after every epoch, keep the best and the last checkpoint",
+    "validate": "score a checkpoint on the validation set",
+    "test": "score a checkpoint on the test set",
+    "predict": "write a checkpoint's predictions",
+}
+EXAMPLES = """\
+examples:
+  python cli.py fit --config configs/asr_transformer.yaml
+  python cli.py fit --config configs/asr_transformer.yaml --config configs/demo/speech.yaml
+  python cli.py fit --config configs/asr_transformer.yaml --ckpt_path last
+  python cli.py test --config configs/asr_transformer.yaml
+  python cli.py predict --config configs/asr_transformer.yaml --data.init_args.predict_paths+=a.wav
+  tensorboard --logdir runs
+"""
+OVERRIDES = """\
+Any key of the configuration can be given on the command line, dots between its levels:
+  --trainer.max_epochs=3 --trainer.accelerator=gpu --trainer.devices=8 --trainer.strategy=ddp
+  --data.init_args.root=DIR --data.init_args.batch_size=32 --optimizer.init_args.lr=3e-4
+
+all keys, with their types and defaults:
+  python cli.py {stage} --help-all
+  python cli.py {stage} --model.help lightning_modules.SpeechRecognizer
+  python cli.py {stage} --config FILE --print_config
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser that answers ``--help``; LightningCLI's own parses the arguments."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="cli.py",
+        description="Train, score and use the suite's models.",
+        epilog=f"{EXAMPLES}\nmore on a command: python cli.py fit --help",
+        formatter_class=layout,
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for stage, purpose in STAGES.items():
+        command = commands.add_parser(
+            stage,
+            help=purpose,
+            description=f"{purpose[0].upper()}{purpose[1:]}.",
+            epilog=OVERRIDES.format(stage=stage),
+            formatter_class=layout,
+        )
+        command.add_argument(
+            "--config",
+            metavar="FILE",
+            help="YAML of an experiment; repeat to layer, later ones win",
+        )
+        command.add_argument(
+            "--experiment",
+            metavar="NAME",
+            help="the run directory is runs/NAME; by default the stem of the first --config",
+        )
+        command.add_argument(
+            "--ckpt_path",
+            metavar="last|best|FILE",
+            help="resume from a checkpoint; by default start anew"
+            if stage == "fit"
+            else "checkpoint to use, by default best",
+        )
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command line; what the user can mend ends in one line and exit status 1."""
+    args = sys.argv[1:] if args is None else list(args)
+    if not args or args[0] not in STAGES or {"-h", "--help"} & set(args):
+        build_parser().parse_args(args or ["--help"])
+    try:
+        from commands.train import run
+
+        run(args)
+    except UserError as error:
+        if os.environ.get("JSONARGPARSE_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
 """metrics.csv, one file for a run and its resumptions."""
 
 import csv
-import os
 from pathlib import Path
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
@@ -50,4 +49,4 @@ class _ResumedWriter(ExperimentWriter):
             writer = csv.DictWriter(file, self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(kept, path)
+        kept.replace(path)

@@ -8,7 +8,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keep ``best.ckpt`` by a validation metric, and ``last.ckpt`` of the last epoch or interruption.
+    """Keep ``best.ckpt`` by a validation metric, and ``last.ckpt`` of the last epoch or moment.
 
     Args:
         monitor: metric that decides what is best.

@@ -44,7 +44,9 @@ class SpeechExamples(Callback):
             tag = f"example_{i}"
             if first:
                 audio = batch.waveforms[i, : batch.lengths[i]]
-                writer.add_audio(tag, audio, step, sample_rate=pl_module.network.features.sample_rate)
+                writer.add_audio(
+                    tag, audio, step, sample_rate=pl_module.network.features.sample_rate
+                )
             reference = vocabulary.decode(batch.tokens[i].tolist())
             writer.add_text(tag, f"reference: `{reference}`\n\npredicted: `{view.text}`", step)
             writer.add_figure(tag, view.figure(), step)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, RichModelSummary, RichProgressBar
+from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.cli import (
     LightningArgumentParser,
     LightningCLI,
@@ -25,7 +25,6 @@ from callbacks.metrics_csv import MetricsCSV
 from commands.run_directory import RunDirectory
 from errors import UserError
 from lightning_modules import WarmupLinearDecay
-
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -86,7 +85,9 @@ class SuiteCLI(LightningCLI):
         self.run = RunDirectory(Path(config.trainer.default_root_dir) / config.experiment)
         name = config.ckpt_path
         if self.subcommand != "fit":
-            name = name or "best"  # the other stages without a checkpoint would judge random weights
+            name = (
+                name or "best"
+            )  # the other stages without a checkpoint would judge random weights
         elif name is None and rank_zero_only.rank == 0:
             self.run.check_unused()
         self.checkpoint = None if name is None else self.run.checkpoint(name)
@@ -175,7 +176,7 @@ def run(args: list[str]) -> None:
             "default_root_dir": "runs",
             # The samplers of this suite's data modules deal out to processes themselves.
             "use_distributed_sampler": False,
-            "callbacks": [RichProgressBar(), RichModelSummary()],
+            "callbacks": [RichProgressBar()],
         },
         args=args,
     )

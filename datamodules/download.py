@@ -1,7 +1,6 @@
 """Downloads that survive a bad network, and archives that cannot harm."""
 
 import hashlib
-import os
 import shutil
 import tarfile
 import time
@@ -65,7 +64,7 @@ def download(url: str, path: Path, sha256: str, *, attempts: int = 5, timeout: f
             f"{url} has the SHA-256 {found} instead of {sha256}: the file was damaged on the way, "
             "or is not the official one; it was deleted"
         )
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _continue(url: str, part: Path, timeout: float, progress: Progress, task: int) -> None:
@@ -118,9 +117,11 @@ def unpack_folder(archive: Path, folder: str, target: Path) -> None:
             tar.extractall(unpacking, filter="data")
         if not (unpacking / folder).is_dir():
             raise UserError(f"{archive} has no folder {folder}: it is not the official archive")
-        os.replace(unpacking / folder, target)
+        (unpacking / folder).replace(target)
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = str(error) or type(error).__name__
-        raise UserError(f"{archive} could not be unpacked ({reason}): delete it and try again") from error
+        raise UserError(
+            f"{archive} could not be unpacked ({reason}): delete it and try again"
+        ) from error
     finally:
         shutil.rmtree(unpacking, ignore_errors=True)

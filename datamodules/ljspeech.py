@@ -162,8 +162,8 @@ class LJSpeechDataModule(LightningDataModule):
             tokens = self.vocabulary.encode_characters(text)
             if all(token == self.vocabulary.unknown for token in tokens):
                 raise UserError(f"{source}: the transcript {text!r} has no known character")
-            text = text[: self.max_characters]
-            clips.append(inspect_clip(id, path, self.sample_rate, source, text))
+            kept = text[: self.max_characters]
+            clips.append(inspect_clip(id, path, self.sample_rate, source, kept))
         return clips
 
     def _predicts_files(self) -> bool:
@@ -249,7 +249,9 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: {path.parent} is not in LJ Speech's layout") from error
+        raise UserError(
+            f"{path} does not exist: {path.parent} is not in LJ Speech's layout"
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error})") from error
     records = []
@@ -259,7 +261,7 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
         fields = line.split("|")
         if len(fields) not in (2, 3):
             raise UserError(
-                f"{source} has {len(fields)} field(s) instead of id|transcript|normalized: {line[:60]!r}"
+                f"{source} has {len(fields)} field(s) instead of id|transcript|normalized transcript"
             )
         id, text = fields[0], fields[-1].strip()
         if not id or id != Path(id).name:

@@ -1,5 +1,6 @@
 """Batches of clips of similar length, the same everywhere for the same seed and epoch."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -56,7 +57,7 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // (self.batch_size * self.world_size))
+        return math.ceil(len(self.lengths) / (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():

@@ -6,7 +6,7 @@ COURSE_ALPHABET = " ,.?-abcdefghijklmnopqrstuvwxyz"
 
 
 class CharacterVocabulary:
-    """One token a character, behind four special ones: start ``<``, stop ``>``, pad ``@``, unknown ``#``.
+    """One token a character, behind start ``<``, stop ``>``, pad ``@`` and unknown ``#``.
 
     Args:
         alphabet: the characters that have a token of their own; the course's 31 by default. Text is
@@ -47,7 +47,7 @@ class CharacterVocabulary:
         ]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text up to the stop token; unknown characters read ``#``, starts and pads ""."""
+        """Return the text up to the stop token; an unknown character reads ``#``."""
         characters = []
         for token in tokens:
             if token == self.stop:

@@ -50,4 +50,6 @@ class WarmupLinearDecay(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the rates; the configuration comes from the command line."""
         configuration = {"warmup", "floor", "total_steps"}
-        return {key: value for key, value in super().state_dict().items() if key not in configuration}
+        return {
+            key: value for key, value in super().state_dict().items() if key not in configuration
+        }

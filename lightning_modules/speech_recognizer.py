@@ -1,6 +1,5 @@
 """The speech recognition task: losses, metrics, transcripts."""
 
-import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
@@ -165,7 +164,7 @@ class SpeechRecognizer(LightningModule):
         transcripts = self.transcribe(batch, memory, memory_mask)
         references = [self.vocabulary.decode(tokens) for tokens in batch.tokens.tolist()]
         scores.update([text for _, text in transcripts], references)
-        self.log_dict(scores, batch_size=len(references), prog_bar=True)
+        self.log_dict(scores, batch_size=len(references))
         return transcripts
 
     def transcribe(self, batch: SpeechBatch, memory: Tensor, memory_mask: Tensor) -> Transcripts:

@@ -39,7 +39,7 @@ class _PairwiseMetric(Metric, ABC):
             raise ValueError("predictions and references must be lists of strings, not one string")
         if len(predictions) != len(references):
             raise ValueError(
-                f"{len(predictions)} predictions cannot be compared with {len(references)} references"
+                f"{len(predictions)} predictions and {len(references)} references are no pairs"
             )
         scores = [self.score(*pair) for pair in zip(predictions, references, strict=True)]
         # Summed in Python first: one addition a batch on the device, and one rounding.

@@ -43,9 +43,12 @@ def softmax_attention(
         return F.scaled_dot_product_attention(query, keys, values, is_causal=causal)
     mask = key_mask[:, None, None, :]  # (batch, 1, 1, keys)
     if causal:
-        mask = mask & torch.ones(
-            query.shape[-2], keys.shape[-2], dtype=torch.bool, device=query.device
-        ).tril()  # (batch, 1, queries, keys)
+        mask = (
+            mask
+            & torch.ones(
+                query.shape[-2], keys.shape[-2], dtype=torch.bool, device=query.device
+            ).tril()
+        )  # (batch, 1, queries, keys)
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
 
@@ -83,10 +86,8 @@ class MultiHeadAttention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def project(self, memory: Tensor) -> KeyValues:
-        """Project what will be attended to, (batch, keys, hidden), once for any number of queries."""
-        return KeyValues(
-            self.split_heads(self.key(memory)), self.split_heads(self.value(memory))
-        )
+        """Project what will be attended to, (batch, keys, hidden), for any number of queries."""
+        return KeyValues(self.split_heads(self.key(memory)), self.split_heads(self.value(memory)))
 
     def forward(
         self,
@@ -104,7 +105,7 @@ class MultiHeadAttention(nn.Module):
         return self.output(attended.transpose(1, 2).flatten(-2))  # (batch, queries, hidden)
 
     def weights(self, x: Tensor, key_values: KeyValues, key_mask: Tensor | None = None) -> Tensor:
-        """Return the softmax weights, (batch, heads, queries, keys): for looking at, not training."""
+        """Return the softmax weights, (batch, heads, queries, keys), to look at."""
         query = self.split_heads(self.query(x))
         logits = query @ key_values.keys.transpose(-1, -2) / math.sqrt(query.shape[-1])
         if key_mask is not None:

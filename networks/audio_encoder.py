@@ -50,7 +50,9 @@ class AudioEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if hidden_size % 2:
-            raise ValueError(f"hidden_size {hidden_size} is odd: sines and cosines share it equally")
+            raise ValueError(
+                f"hidden_size {hidden_size} is odd: sines and cosines share it equally"
+            )
         self.bands = bands
         self.hidden_size = hidden_size
         self.convolutions = nn.ModuleList(

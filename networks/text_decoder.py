@@ -56,9 +56,7 @@ class TextDecoder(nn.Module, ABC):
         self.max_tokens = max_tokens
         self.embedding = nn.Embedding(vocabulary_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
-        self.cross_attention = ResidualAttentionBlock(
-            hidden_size, heads, mlp_size, dropout=dropout
-        )
+        self.cross_attention = ResidualAttentionBlock(hidden_size, heads, mlp_size, dropout=dropout)
         self.norm = nn.LayerNorm(hidden_size)
         self.output = nn.Linear(hidden_size, vocabulary_size)
 
@@ -106,7 +104,7 @@ class TextDecoder(nn.Module, ABC):
         )
 
     def step(self, tokens: Tensor, cache: DecodingCache) -> Tensor:
-        """Read the next tokens (batch,) and return logits (batch, vocabulary) of those to follow."""
+        """Read the next tokens (batch,) and return the logits (batch, vocabulary) behind them."""
         hidden = self.read_next(tokens[:, None], cache.text)
         return self._predict(hidden, cache.memory, cache.memory_mask)[:, 0]
 

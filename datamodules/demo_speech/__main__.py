@@ -13,8 +13,12 @@ from errors import UserError
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and speak."""
     parser = argparse.ArgumentParser(prog="python -m datamodules.demo_speech", description=__doc__)
-    parser.add_argument("--metadata", type=Path, required=True, help="id|transcript|… lines to speak")
-    parser.add_argument("--root", type=Path, required=True, help="new folder, in LJ Speech's layout")
+    parser.add_argument(
+        "--metadata", type=Path, required=True, help="id|transcript|… lines to speak"
+    )
+    parser.add_argument(
+        "--root", type=Path, required=True, help="new folder, in LJ Speech's layout"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the voices")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args(args)

@@ -1,6 +1,5 @@
 """Speaking transcripts to a folder in LJ Speech's layout."""
 
-import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -76,6 +75,6 @@ def _new_folder(target: Path) -> Iterator[Path]:
     filling.mkdir(parents=True)
     try:
         yield filling
-        os.replace(filling, target)
+        filling.replace(target)
     finally:
         shutil.rmtree(filling, ignore_errors=True)

@@ -21,9 +21,7 @@ class DemoSpeechDataModule(LJSpeechDataModule):
         kwargs: as `LJSpeechDataModule`.
     """
 
-    def __init__(
-        self, root: str = "data/demo_speech", clips: int = 2_000, **kwargs: Any
-    ) -> None:
+    def __init__(self, root: str = "data/demo_speech", clips: int = 2_000, **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
         self.clips = clips
 

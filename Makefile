@@ -1,0 +1,35 @@
+# make install | demo | test | lint | types: each is safe to run again; what is there is not made anew.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := --config configs/asr_transformer.yaml --config configs/demo/speech.yaml --experiment demo
+
+.PHONY: install demo test lint types clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	@touch $@
+
+# An interrupted demo goes on where it was; a finished one is only tested again.
+demo: $(INSTALLED)
+	$(BIN)/python cli.py fit $(DEMO) $(if $(wildcard runs/demo/checkpoints/last.ckpt),--ckpt_path last)
+	$(BIN)/python cli.py test $(DEMO)
+	@echo 'Look at curves, spectrograms and alignments: $(BIN)/tensorboard --logdir runs'
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv *.egg-info .mypy_cache .pytest_cache .ruff_cache
