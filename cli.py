@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         from commands.train import run
 
-        run(args)
+        run(["--help" if arg == "--help-all" else arg for arg in args])
     except UserError as error:
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import cast
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger
@@ -23,11 +24,11 @@ class MetricsCSV(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> "_ResumedWriter":
         """Return the writer, made at the first call."""
         if self._experiment is None:
             self._experiment = _ResumedWriter(self.log_dir, self.resume_step)
-        return self._experiment
+        return cast("_ResumedWriter", self._experiment)
 
 
 class _ResumedWriter(ExperimentWriter):

@@ -72,9 +72,9 @@ class View:
 
         figure = Figure(figsize=(10, 7), layout="constrained")
         above, below = figure.subplots(2, 1, height_ratios=(1, 2))
-        above.imshow(self.spectrogram, origin="lower", aspect="auto", cmap="magma")
+        above.imshow(self.spectrogram.numpy(), origin="lower", aspect="auto", cmap="magma")
         above.set(ylabel="mel band", xlabel="frame")
-        below.imshow(self.alignment, aspect="auto", cmap="viridis", interpolation="nearest")
+        below.imshow(self.alignment.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
         below.set(ylabel="predicted text", xlabel="encoder position")
         below.set_yticks(range(len(self.text)), list(self.text.replace(" ", "␣")), fontsize=6)
         return figure

@@ -1,7 +1,9 @@
 """What the recognizer wrote: files for test and predict, and a short table to look at."""
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -31,13 +33,13 @@ class TranscriptWriter(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Transcripts,  # type: ignore[override]
+        outputs: Any,
         batch: SpeechBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Collect a batch."""
-        self._transcripts += outputs
+        self._transcripts += outputs["transcripts"]
 
     def on_predict_batch_end(
         self,
@@ -78,7 +80,7 @@ class TranscriptWriter(Callback):
         return [(clips[i], text) for i, text in sorted(chain.from_iterable(gathered))]
 
     def _report(
-        self, trainer: Trainer, filename: str, header: tuple[str, ...], rows: list[tuple[str, ...]]
+        self, trainer: Trainer, filename: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
         if not trainer.is_global_zero:
             return

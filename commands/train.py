@@ -2,13 +2,20 @@
 
 import json
 import logging
+import re
+import signal
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import (
+    ArgsType,
     LightningArgumentParser,
     LightningCLI,
     LRSchedulerTypeUnion,
@@ -17,7 +24,7 @@ from pytorch_lightning.cli import (
 )
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
 from callbacks import RunCheckpoint
@@ -31,8 +38,10 @@ class SaveFitConfig(SaveConfigCallback):
     """Save the configuration of fit as ``config.yaml``; the other stages leave it alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save at the start of fit."""
+        """Save at the start of fit, without the checkpoint that a resumed run began with."""
         if stage == "fit":
+            self.config = self.config.clone()
+            self.config.ckpt_path = None
             super().setup(trainer, pl_module, stage)
 
 
@@ -75,6 +84,17 @@ class SuiteCLI(LightningCLI):
         import whatever class the checkpoint names.
         """
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line.
+
+        Raises:
+            UserError: if a key is unknown or a value is not of its type.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise UserError(shorten(str(error))) from error
+
     def before_instantiate_classes(self) -> None:
         """Find the run directory and the checkpoint before anything is built."""
         config = self.config[self.subcommand]
@@ -85,11 +105,9 @@ class SuiteCLI(LightningCLI):
         self.run = RunDirectory(Path(config.trainer.default_root_dir) / config.experiment)
         name = config.ckpt_path
         if self.subcommand != "fit":
-            name = (
-                name or "best"
-            )  # the other stages without a checkpoint would judge random weights
-        elif name is None and rank_zero_only.rank == 0:
-            self.run.check_unused()
+            name = name or "best"  # without a checkpoint Lightning would judge random weights
+        elif name is None:
+            rank_zero_only(self.run.check_unused)()  # the others start when it runs already
         self.checkpoint = None if name is None else self.run.checkpoint(name)
 
     def instantiate_classes(self) -> None:
@@ -101,17 +119,25 @@ class SuiteCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
-            raise UserError(str(error)) from error
+            raise UserError(shorten(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer around the run directory; only fit logs curves."""
         kwargs["default_root_dir"] = str(self.run.path)
+        trainer = self._get(self.config_init, "trainer")
         if self.subcommand != "fit":
             kwargs["logger"] = False
-        elif self._get(self.config, "trainer").logger in (None, True):
+        elif trainer.logger in (None, True):
+            kwargs["callbacks"] = [*(trainer.callbacks or []), LearningRateMonitor("step")]
             step = 0 if self.checkpoint is None else read_global_step(self.checkpoint)
             kwargs["logger"] = [
-                TensorBoardLogger(self.run.path, name="", version="", purge_step=step or None),
+                TensorBoardLogger(
+                    self.run.path,
+                    name="",
+                    version="",
+                    default_hp_metric=False,
+                    purge_step=step or None,
+                ),
                 MetricsCSV(self.run.path, resume_step=step),
             ]
         return super().instantiate_trainer(**kwargs)
@@ -146,6 +172,15 @@ class SuiteCLI(LightningCLI):
             self.run.test_metrics.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
+def shorten(message: str) -> str:
+    """Return jsonargparse's report on a value as one line: what is wrong, without what it tried."""
+    noise = re.compile(
+        r"Does not validate against|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
+    )
+    lines = (line.strip() for line in message.splitlines())
+    return " ".join(line.removeprefix("- ") for line in lines if line and not noise.match(line))
+
+
 def read_global_step(checkpoint: Path) -> int:
     """Return the number of optimizer steps taken before a checkpoint was written.
 
@@ -161,8 +196,28 @@ def read_global_step(checkpoint: Path) -> int:
 
 
 def run(args: list[str]) -> None:
-    """Run a stage: ``fit``, ``validate``, ``test`` or ``predict`` and its arguments."""
+    """Run a stage: ``fit``, ``validate``, ``test`` or ``predict`` and its arguments.
+
+    Raises:
+        UserError: if the arguments, the data or the checkpoint are not as they should be.
+        SystemExit: with a status other than 0 if the run is interrupted.
+    """
     quieten()
+    try:
+        start(args)
+    except SIGTERMException:  # a SystemExit of status 0, though the work is not done
+        sys.exit(128 + signal.SIGTERM)
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise UserError(
+            "the checkpoint does not fit this configuration's model: give the --config and the "
+            f"overrides it was trained with ({' '.join(str(error).split())[:200]} …)"
+        ) from error
+
+
+def start(args: list[str]) -> None:
+    """Run a stage with LightningCLI's own exceptions."""
     SuiteCLI(
         LightningModule,
         LightningDataModule,
@@ -176,8 +231,9 @@ def run(args: list[str]) -> None:
             "default_root_dir": "runs",
             # The samplers of this suite's data modules deal out to processes themselves.
             "use_distributed_sampler": False,
-            "callbacks": [RichProgressBar()],
         },
+        parser_kwargs={"exit_on_error": False}
+        | {stage: {"exit_on_error": False} for stage in SuiteCLI.subcommands()},
         args=args,
     )
 
@@ -185,5 +241,16 @@ def run(args: list[str]) -> None:
 def quieten() -> None:
     """Show this suite's own messages, and drop what is only noise to its user."""
     logging.basicConfig(format="%(message)s")
+    for advertisement in (
+        "pytorch_lightning.utilities.rank_zero",
+        "lightning_fabric.utilities.rank_zero",
+    ):
+        logging.getLogger(advertisement).addFilter(lambda record: "Tip:" not in record.getMessage())
+    for message in (
+        r".*LeafSpec.*is deprecated",  # between torch and Lightning
+        r"LightningCLI's args parameter is intended",  # cli.main(args) is called from tests
+        r"Checkpoint directory .* exists and is not empty",  # of the run that is resumed
+    ):
+        warnings.filterwarnings("ignore", message)
     for room in ("callbacks", "commands", "datamodules", "lightning_modules"):
         logging.getLogger(room).setLevel(logging.INFO)

@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -67,7 +68,7 @@ def download(url: str, path: Path, sha256: str, *, attempts: int = 5, timeout: f
     part.replace(path)
 
 
-def _continue(url: str, part: Path, timeout: float, progress: Progress, task: int) -> None:
+def _continue(url: str, part: Path, timeout: float, progress: Progress, task: TaskID) -> None:
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     response: HTTPResponse

@@ -261,7 +261,7 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
         fields = line.split("|")
         if len(fields) not in (2, 3):
             raise UserError(
-                f"{source} has {len(fields)} field(s) instead of id|transcript|normalized transcript"
+                f"{source} has {len(fields)} field(s) instead of id|transcript|normalized text"
             )
         id, text = fields[0], fields[-1].strip()
         if not id or id != Path(id).name:

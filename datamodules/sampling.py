@@ -19,7 +19,8 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
 
     Args:
         lengths: of the clips, in any unit.
-        batch_size: most clips in a batch of one process.
+        batch_size: most clips in a batch of one process; 1 becomes 2 where clips and processes
+            do not divide.
         shuffle: whether batches change from epoch to epoch.
         seed: of the shuffling.
         rank: this process.
@@ -57,7 +58,8 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / (self.batch_size * self.world_size))
+        fewest = math.ceil(len(self.lengths) / (self.batch_size * self.world_size))
+        return min(fewest, len(self.lengths) // self.world_size)  # no process without a clip
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():

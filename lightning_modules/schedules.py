@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -43,7 +44,7 @@ class WarmupLinearDecay(LRScheduler):
             height = (1 - progress) / (1 - self.warmup) if self.warmup < 1 else 1.0
         return self.floor + (1 - self.floor) * height
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the current learning rate of each parameter group."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 

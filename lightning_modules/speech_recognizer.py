@@ -114,13 +114,13 @@ class SpeechRecognizer(LightningModule):
         self.log("train/loss_step", losses["loss"], prog_bar=True, on_step=True, on_epoch=False)
         return losses["loss"]
 
-    def validation_step(self, batch: SpeechBatch) -> Transcripts:
-        """Measure one batch; return its transcripts."""
-        return self._evaluate(batch, self.val_losses, self.val_scores)
+    def validation_step(self, batch: SpeechBatch) -> None:
+        """Measure one batch."""
+        self._evaluate(batch, self.val_losses, self.val_scores)
 
-    def test_step(self, batch: SpeechBatch) -> Transcripts:
-        """Measure one batch; return its transcripts."""
-        return self._evaluate(batch, self.test_losses, self.test_scores)
+    def test_step(self, batch: SpeechBatch) -> dict[str, Transcripts]:
+        """Measure one batch; return its ``transcripts``."""
+        return {"transcripts": self._evaluate(batch, self.test_losses, self.test_scores)}
 
     def predict_step(self, batch: SpeechBatch) -> Transcripts:
         """Return the transcripts of one batch; needs none in it."""

@@ -55,6 +55,7 @@ class AudioEncoder(nn.Module):
             )
         self.bands = bands
         self.hidden_size = hidden_size
+        self.strides = tuple(strides)
         self.convolutions = nn.ModuleList(
             nn.Conv1d(bands if i == 0 else hidden_size, hidden_size, 3, stride, padding=1)
             for i, stride in enumerate(strides)
@@ -76,9 +77,9 @@ class AudioEncoder(nn.Module):
             Encodings (batch, positions, hidden) and a mask (batch, positions), true on real ones.
         """
         x = features
-        for convolution in self.convolutions:
+        for convolution, stride in zip(self.convolutions, self.strides, strict=True):
             x = F.gelu(convolution(x))
-            lengths = (lengths - 1) // convolution.stride[0] + 1
+            lengths = (lengths - 1) // stride + 1
             mask = length_mask(lengths, x.shape[-1])
             # The bias fills the padding; the next convolution must find zeros there, as it does
             # behind the end of a clip that is the longest of its batch.

@@ -164,8 +164,8 @@ class TextDecoderTransformer(TextDecoder):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(vocabulary_size, hidden_size, heads, mlp_size, max_tokens, dropout)
-        self.positions = nn.Parameter(torch.empty(max_tokens, hidden_size))
-        nn.init.normal_(self.positions, std=0.02)
+        # As large as token embeddings: which part of the audio is next is a matter of position.
+        self.positions = nn.Parameter(torch.randn(max_tokens, hidden_size))
         self.self_attention = MultiHeadAttention(hidden_size, heads, key_bias=True)
 
     def read(self, tokens: Tensor) -> Tensor:

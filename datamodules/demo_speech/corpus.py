@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -59,7 +59,7 @@ def _speak_clip(folder: Path, seed: int, transcript: tuple[str, str]) -> None:
 
 
 @contextmanager
-def _mapper(workers: int) -> Iterator:  # of a lazy map
+def _mapper(workers: int) -> Iterator[Callable[..., Iterable[None]]]:
     if workers == 1:
         yield map
     else:

@@ -76,13 +76,13 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     library = _library()
     pieces: list[np.ndarray] = []
 
-    @_Callback
     def receive(samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int) -> int:
         if samples and count:
             pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0  # go on
 
-    library.espeak_SetSynthCallback(receive)
+    callback = _Callback(receive)  # the name keeps it alive while the library has its address
+    library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.name.encode()) != _OK:
         raise UserError(f"eSpeak NG has no voice {voice.name}")
     for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.range)):

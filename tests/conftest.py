@@ -1,0 +1,81 @@
+"""A tiny corpus that is made on the spot, and the command line as a function."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import cli
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+REAL_DATA = ROOT.parent / "shared" / "data"
+SAMPLE_RATE = 22_050
+LETTERS = "abcdefgh "
+
+
+def speak_tones(text: str, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Speak a text of `LETTERS`: 50 ms of a tone of its own for each."""
+    time = np.arange(int(0.05 * sample_rate)) / sample_rate
+    tones = [np.sin(2 * np.pi * (300 + 250 * LETTERS.index(letter)) * time) for letter in text]
+    return (0.3 * np.concatenate(tones)).astype(np.float32)
+
+
+def write_corpus(root: Path, clips: int, seed: int = 0) -> Path:
+    """Write so many clips of 4 … 12 letters in LJ Speech's layout, all texts different."""
+    choice = random.Random(seed)
+    texts: dict[str, None] = {}
+    while len(texts) < clips:
+        text = "".join(choice.choices(LETTERS, k=choice.randint(4, 12))).strip()
+        if text:
+            texts[text] = None
+    (root / "wavs").mkdir(parents=True)
+    for i, text in enumerate(texts):
+        soundfile.write(root / "wavs" / f"T-{i:03d}.wav", speak_tones(text), SAMPLE_RATE)
+    lines = (f"T-{i:03d}|{text.upper()}|{text}\n" for i, text in enumerate(texts))
+    (root / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 40 clips, not to be changed."""
+    return write_corpus(tmp_path_factory.mktemp("data") / "tones", 40)
+
+
+@pytest.fixture
+def own_tones(tmp_path: Path) -> Path:
+    """A corpus of 8 clips of the test's own."""
+    return write_corpus(tmp_path / "tones", 8)
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Callable[..., Path]:
+    """Run a stage with runs below the test's folder; return the run directory ``run``."""
+
+    def run(stage: str, *args: object) -> Path:
+        runs = tmp_path / "runs"
+        here = ["--trainer.default_root_dir", str(runs), "--experiment", "run"]
+        cli.main([stage, *map(str, args), *here])
+        return runs / "run"
+
+    return run
+
+
+@pytest.fixture
+def fail_cli(run_cli: Callable[..., Path]) -> Callable[..., str]:
+    """Run a stage that must end in one line and a status other than 0; return the line."""
+
+    def fail(stage: str, *args: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run_cli(stage, *args)
+        message = stopped.value.code
+        assert isinstance(message, str), message  # sys.exit prints it and exits with 1
+        assert message.startswith("error: ")
+        assert "\n" not in message
+        return message
+
+    return fail

@@ -1,0 +1,160 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from datamodules.ljspeech import LJSpeechDataModule, read_metadata
+from errors import UserError
+from tests.conftest import REAL_DATA, SAMPLE_RATE, speak_tones
+
+
+def test_the_courses_split_of_lj_speech_is_exact(tmp_path: Path) -> None:
+    lines = (f"LJ-{i}|a|a\n" for i in range(13_100))
+    (tmp_path / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+    parts = LJSpeechDataModule(root=str(tmp_path))._split_lines()
+    assert {split: len(part) for split, part in parts.items()} == {
+        "train": 9825,
+        "val": 655,
+        "test": 2620,
+    }
+    assert [part[0][0] for part in parts.values()] == ["LJ-0", "LJ-9825", "LJ-10480"]
+
+
+def test_batches_hold_padded_waveforms_and_tokens_with_their_lengths(tones: Path) -> None:
+    data = LJSpeechDataModule(root=str(tones), batch_size=8)
+    data.setup("fit")
+    texts = {id: text for id, text, _ in read_metadata(tones / "metadata.csv")}
+    assert [len(data.datasets[split]) for split in ("train", "val")] == [30, 2]
+    seen = []
+    for batch in data.train_dataloader():
+        assert batch.waveforms.shape == (len(batch.indices), batch.lengths.max())
+        assert batch.tokens.shape == (len(batch.indices), batch.token_lengths.max())
+        for row, index in enumerate(batch.indices.tolist()):
+            clip = data.datasets["train"].clips[index]
+            samples, tokens = batch.lengths[row], batch.token_lengths[row]
+            expected = torch.from_numpy(speak_tones(texts[clip.id]))
+            torch.testing.assert_close(batch.waveforms[row, :samples], expected, atol=1e-4, rtol=0)
+            assert not batch.waveforms[row, samples:].any()
+            assert data.vocabulary.decode(batch.tokens[row].tolist()) == texts[clip.id]
+            assert (batch.tokens[row, tokens:] == data.vocabulary.pad).all()
+            seen.append(clip.id)
+    assert sorted(seen) == sorted(texts)[:30]
+
+
+def test_workers_change_nothing(tones: Path) -> None:
+    batches = []
+    for workers in (0, 2):
+        data = LJSpeechDataModule(root=str(tones), batch_size=8, num_workers=workers)
+        data.setup("fit")
+        batches.append(list(data.train_dataloader()))
+    for alone, helped in zip(*batches, strict=True):
+        for a, b in zip(alone, helped, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_clip_of_another_rate_is_resampled(own_tones: Path) -> None:
+    text = "abcdefgh"
+    soundfile.write(own_tones / "wavs" / "T-000.wav", speak_tones(text, 16_000), 16_000)
+    data = LJSpeechDataModule(root=str(own_tones), splits=(1.0, 0.0), evaluate_on_train=True)
+    data.setup("fit")
+    batch = data.datasets["train"][[0]]
+    expected = speak_tones(text)
+    assert abs(batch.lengths.item() - len(expected)) < 20
+    spectra = [np.abs(np.fft.rfft(w, 8192)) for w in (batch.waveforms[0].numpy(), expected)]
+    similarity = spectra[0] @ spectra[1] / np.linalg.norm(spectra[0]) / np.linalg.norm(spectra[1])
+    assert similarity > 0.99
+
+
+def test_max_characters_cuts_transcripts(own_tones: Path) -> None:
+    data = LJSpeechDataModule(root=str(own_tones), max_characters=3)
+    data.setup("test")
+    assert {len(clip.text) for clip in data.datasets["test"].clips} == {3}
+
+
+def spoil(kind: str, root: Path) -> None:
+    wav, metadata = root / "wavs" / "T-001.wav", root / "metadata.csv"
+    lines = metadata.read_text(encoding="utf-8").splitlines()
+    if kind == "missing clip":
+        wav.unlink()
+    elif kind == "corrupt clip":
+        wav.write_bytes(b"RIFF" + b"\0" * 100)
+    elif kind == "empty file":
+        wav.write_bytes(b"")
+    elif kind == "empty clip":
+        soundfile.write(wav, np.zeros(0), SAMPLE_RATE)
+    elif kind == "stereo clip":
+        soundfile.write(wav, np.zeros((100, 2)), SAMPLE_RATE)
+    elif kind == "one field":
+        lines[1] = "T-001"
+    elif kind == "four fields":
+        lines[1] = "T-001|a|b|c"
+    elif kind == "unknown characters":
+        lines[1] = "T-001|ÄÖ|äö"
+    elif kind == "no transcript":
+        lines[1] = "T-001||"
+    elif kind == "path as id":
+        lines[1] = "../T-001|a|a"
+    elif kind == "same id":
+        lines[1] = lines[0]
+    metadata.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if kind == "not text":
+        metadata.write_bytes(b"\xff\xfe\x00")
+    elif kind == "no metadata":
+        metadata.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing clip", r"T-001\.wav \(.*metadata\.csv line 2\) does not exist"),
+        ("corrupt clip", r"T-001\.wav \(.*metadata\.csv line 2\) is not a readable"),
+        ("empty file", r"T-001\.wav \(.*metadata\.csv line 2\) is not a readable"),
+        ("empty clip", r"T-001\.wav \(.*metadata\.csv line 2\) is empty"),
+        ("stereo clip", r"T-001\.wav \(.*metadata\.csv line 2\) has 2 channels"),
+        ("one field", r"metadata\.csv line 2 has 1 field\(s\)"),
+        ("four fields", r"metadata\.csv line 2 has 4 field\(s\)"),
+        ("unknown characters", r"metadata\.csv line 2: the transcript 'äö' has no known character"),
+        ("no transcript", r"metadata\.csv line 2: the transcript '' has no known character"),
+        ("path as id", r"metadata\.csv line 2: the id '\.\./T-001' is not a plain file name"),
+        ("same id", r"metadata\.csv line 2 repeats the id T-000"),
+        ("not text", r"metadata\.csv is not UTF-8 text"),
+        ("no metadata", r"metadata\.csv does not exist: .*tones is not in LJ Speech's layout"),
+    ],
+)
+def test_what_is_wrong_with_the_corpus_is_named(kind: str, message: str, own_tones: Path) -> None:
+    spoil(kind, own_tones)
+    with pytest.raises(UserError, match=message):
+        LJSpeechDataModule(root=str(own_tones)).setup("fit")
+
+
+def test_a_clip_that_changes_during_the_run_is_named(own_tones: Path) -> None:
+    data = LJSpeechDataModule(root=str(own_tones), splits=(0.5, 0.25))
+    data.setup("fit")
+    soundfile.write(own_tones / "wavs" / "T-001.wav", np.zeros(10), SAMPLE_RATE)
+    with pytest.raises(UserError, match=r"T-001\.wav \(.*line 2\) has 10 samples where"):
+        data.datasets["train"][[0, 1]]
+
+
+def test_splits_and_batch_sizes_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size 0"):
+        LJSpeechDataModule(batch_size=0)
+    with pytest.raises(ValueError, match=r"splits \(0.9, 0.2\)"):
+        LJSpeechDataModule(splits=(0.9, 0.2))
+
+
+@pytest.mark.skipif(
+    not (REAL_DATA / "LJSpeech-1.1").exists(), reason="the real LJ Speech clips are not here"
+)
+def test_real_clips_are_read_whole() -> None:
+    data = LJSpeechDataModule(root=str(REAL_DATA / "LJSpeech-1.1"))
+    data.setup("fit")
+    data.setup("test")
+    clips = [clip for dataset in data.datasets.values() for clip in dataset.clips]
+    assert len(clips) == 385
+    seconds = sum(clip.samples for clip in clips) / SAMPLE_RATE
+    assert seconds / 60 == pytest.approx(41.7, abs=0.05)
+    first = data.datasets["train"][[0]]
+    assert first.waveforms.abs().max() > 0.1
+    assert data.vocabulary.decode(first.tokens[0].tolist()).startswith("printing, in the only")

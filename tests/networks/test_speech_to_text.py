@@ -1,0 +1,143 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from networks import (
+    AudioEncoder,
+    LogMelSpectrogram,
+    SpeechToText,
+    TextDecoder,
+    TextDecoderRecurrent,
+    TextDecoderTransformer,
+    greedy_decode,
+)
+
+Decoder = type[TextDecoderTransformer] | type[TextDecoderRecurrent]
+DECODERS: list[Decoder] = [TextDecoderTransformer, TextDecoderRecurrent]
+START, STOP, PAD = 0, 1, 2
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def small_network(decoder: Decoder, **kwargs: int) -> SpeechToText:
+    torch.manual_seed(0)
+    network = SpeechToText(
+        AudioEncoder(hidden_size=16, heads=2, mlp_size=32),
+        decoder(vocabulary_size=9, hidden_size=16, heads=2, mlp_size=32, **kwargs),
+        LogMelSpectrogram(),
+    )
+    # Larger weights than the usual ones, so that predictions differ from step to step.
+    for parameter in network.decoder.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return network.eval()
+
+
+def ragged_clips() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    lengths = torch.tensor([8000, 5021, 1600, 7])
+    waveforms = 0.1 * torch.randn(4, 8000)
+    return waveforms * (torch.arange(8000) < lengths[:, None]), lengths
+
+
+@pytest.mark.parametrize(
+    ("decoder", "whole"), [(TextDecoderTransformer, 1_329_835), (TextDecoderRecurrent, 1_471_235)]
+)
+def test_parameter_counts_are_the_courses(decoder: Decoder, whole: int) -> None:
+    encoder = AudioEncoder()
+    assert parameters(encoder) == 812_800
+    network = SpeechToText(encoder, decoder(35, max_tokens=99), LogMelSpectrogram())
+    assert parameters(network) == whole
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("strides", [(1, 2), (2, 2), (1, 2, 2)])
+def test_a_clip_alone_equals_the_clip_in_a_batch(
+    decoder: Decoder, strides: tuple[int, ...]
+) -> None:
+    network = small_network(decoder)
+    network.encoder = AudioEncoder(hidden_size=16, heads=2, mlp_size=32, strides=strides)
+    waveforms, lengths = ragged_clips()
+    tokens = torch.randint(0, 9, (4, 6))
+    together = network(waveforms, lengths, tokens)
+    for i, length in enumerate(lengths):
+        alone = network(waveforms[i : i + 1, :length], lengths[i : i + 1], tokens[i : i + 1])
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_prediction_depends_on_the_text_so_far_and_not_on_what_follows(
+    decoder: Decoder,
+) -> None:
+    network = small_network(decoder)
+    waveforms, lengths = ragged_clips()
+    tokens = torch.randint(0, 9, (4, 6))
+    changed = tokens.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 9
+    before, after = (network(waveforms, lengths, t) for t in (tokens, changed))
+    torch.testing.assert_close(before[:, :3], after[:, :3])
+    assert ((before[:, 3:] - after[:, 3:]).abs().amax((0, 2)) > 1e-4).all()
+
+
+def decode_without_cache(
+    decoder: TextDecoder, memory: Tensor, mask: Tensor, max_tokens: int
+) -> list[list[int]]:
+    """Clip by clip, the whole text anew for each token."""
+    texts = []
+    for clip, real in zip(memory, mask, strict=True):
+        tokens = [START]
+        while len(tokens) <= max_tokens and tokens[-1] != STOP:
+            logits = decoder(torch.tensor([tokens]), clip[None], real[None])
+            tokens.append(int(logits[0, -1].argmax()))
+        texts.append(tokens[1:])
+    return texts
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@torch.no_grad()
+def test_cached_greedy_decoding_equals_decoding_without_a_cache(
+    decoder: Decoder,
+) -> None:
+    network = small_network(decoder, max_tokens=30)
+    lengths_seen = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        memory = torch.randn(4, 11, 16)
+        mask = torch.arange(11) < torch.tensor([[11], [7], [3], [1]])
+        expected = decode_without_cache(network.decoder, memory, mask, 30)
+        decoded = greedy_decode(network.decoder, memory, mask, start=START, stop=STOP, pad=PAD)
+        assert decoded.shape[1] == max(map(len, expected))  # it stops when every row has ended
+        for row, text in zip(decoded.tolist(), expected, strict=True):
+            assert row == text + [PAD] * (len(row) - len(text))
+            lengths_seen.add(len(text))
+    assert len(lengths_seen) > 3  # texts ended at different steps
+
+
+def test_alignment_is_a_distribution_over_the_real_positions() -> None:
+    network = small_network(TextDecoderTransformer)
+    memory, mask = network.encode(*ragged_clips())
+    alignment = network.decoder.alignment(torch.zeros(4, 5, dtype=torch.long), memory, mask)
+    torch.testing.assert_close(alignment.sum(-1), torch.ones(4, 5))
+    assert (alignment * ~mask[:, None]).sum() == 0
+
+
+def test_parts_that_do_not_fit_and_texts_too_long_are_refused() -> None:
+    with pytest.raises(ValueError, match="hidden_size 100 and the decoder's 200"):
+        SpeechToText(AudioEncoder(hidden_size=100), TextDecoderTransformer(35), LogMelSpectrogram())
+    with pytest.raises(ValueError, match="80 bands, the spectrogram has 40"):
+        SpeechToText(AudioEncoder(), TextDecoderTransformer(35), LogMelSpectrogram(bands=40))
+    network = small_network(TextDecoderTransformer, max_tokens=5)
+    with pytest.raises(ValueError, match="6 tokens is longer than the decoder's max_tokens 5"):
+        network(*ragged_clips(), torch.zeros(4, 6, dtype=torch.long))
+
+
+def test_gradients_reach_every_parameter() -> None:
+    for decoder in DECODERS:
+        network = small_network(decoder, max_tokens=6).train()
+        network(*ragged_clips(), torch.randint(0, 9, (4, 6))).square().sum().backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            if name == "decoder.self_attention.key.bias":  # softmax cannot see it
+                continue
+            assert parameter.grad.abs().sum() > 0, name

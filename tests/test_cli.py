@@ -1,0 +1,306 @@
+"""The command line: run directories, checkpoints, interruptions, bad input."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import cli
+from tests.conftest import CONFIGS, LETTERS, ROOT, write_corpus
+
+SMALL_MODEL = """
+model:
+  class_path: lightning_modules.SpeechRecognizer
+  init_args:
+    network:
+      class_path: networks.SpeechToText
+      init_args:
+        features: {class_path: networks.LogMelSpectrogram}
+        encoder:
+          class_path: networks.AudioEncoder
+          init_args: {hidden_size: 48, mlp_size: 96, strides: [2, 2]}
+        decoder:
+          class_path: networks.TextDecoderTransformer
+          init_args: {hidden_size: 48, mlp_size: 96, max_tokens: 20}
+    ctc_weight: 0.3
+data:
+  class_path: datamodules.LJSpeechDataModule
+  init_args: {batch_size: 8, splits: [0.6, 0.2]}
+optimizer:
+  class_path: torch.optim.AdamW
+  init_args: {lr: 3.0e-3}
+lr_scheduler: {class_path: lightning_modules.WarmupLinearDecay}
+checkpoint: {monitor: val/cer}
+trainer:
+  max_epochs: 2
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - {class_path: callbacks.TranscriptWriter}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path, tones: Path) -> list[str]:
+    """Arguments of a small model on the tones."""
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL_MODEL)
+    return ["--config", str(config), "--data.init_args.root", str(tones)]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def column(run: Path, name: str) -> dict[int, float]:
+    """Step → value of one metric; fails if a step was logged twice."""
+    found = [(int(row["step"]), float(row[name])) for row in rows(run) if row.get(name)]
+    assert len(found) == len(dict(found)), f"{name}: a step is logged twice"
+    return dict(found)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["fit", "-h"], []])
+def test_help_is_instant_because_it_imports_nothing_heavy(args: list[str]) -> None:
+    code = (
+        f"import cli\ntry: cli.main({args})\nexcept SystemExit: pass\n"
+        "import sys; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "usage: cli.py" in done.stdout
+    assert not {"torch", "numpy"} & set(done.stdout.split())
+
+
+def test_short_help_names_only_arguments_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    helps = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["fit", flag])
+        assert stopped.value.code == 0
+        helps.append(capsys.readouterr().out)
+    assert "--trainer.gradient_clip_val" in helps[1]
+    for argument in (
+        "--config",
+        "--experiment",
+        "--ckpt_path",
+        "--print_config",
+        "--trainer.devices",
+    ):
+        assert argument in helps[0]
+        assert argument in helps[1]
+
+
+def test_a_run_goes_where_the_first_config_or_the_experiment_says(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fast = ["--config", str(CONFIGS / "debug" / "fast.yaml"), "--trainer.logger=false"]
+    cli.main(["fit", *small, *fast])
+    cli.main(["fit", *small, *fast, "--experiment", "other"])
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["other", "small"]
+    for name in ("other", "small"):
+        checkpoints = tmp_path / "runs" / name / "checkpoints"
+        assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    # The saved configuration is one to run from, and knows its experiment.
+    saved = tmp_path / "runs" / "other" / "config.yaml"
+    assert yaml.safe_load(saved.read_text())["experiment"] == "other"
+    cli.main(["test", "--config", str(saved)])
+    assert (tmp_path / "runs" / "other" / "test_metrics.json").exists()
+
+
+def test_a_used_run_directory_is_left_alone(
+    small: list[str], run_cli: Callable[..., Path], fail_cli: Callable[..., str]
+) -> None:
+    run = run_cli("fit", *small)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    message = fail_cli("fit", *small)
+    assert str(run) in message
+    assert "--ckpt_path last" in message
+    assert "--experiment OTHER" in message
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_the_recognizer_learns_and_test_scores_the_best_checkpoint(
+    small: list[str], run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Tones for letters are easy, but not learned if masks or decoding are wrong."""
+    root = write_corpus(tmp_path / "many", 400)
+    args = [*small, "--data.init_args.root", root, "--trainer.max_epochs=25"]
+    args += ["--data.init_args.splits=[0.9,0.05]", "--trainer.check_val_every_n_epoch=5"]
+    run = run_cli("fit", *args)
+    errors = column(run, "val/cer")
+    run_cli("test", *args)
+    scores = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
+    assert scores["test/cer"] < 0.1, (errors, scores)
+    assert scores["test/damerau_levenshtein"] > 0.9
+    lines = (run / "test_transcripts.csv").read_text().splitlines()
+    assert len(lines) == 20
+    assert sum(a == b for _, a, b in (line.split("|") for line in lines)) >= 10
+
+
+def test_the_learning_rate_rises_and_falls_by_step_and_goes_on_after_a_resume(
+    small: list[str], run_cli: Callable[..., Path]
+) -> None:
+    args = [*small, "--trainer.max_epochs=4"]
+    run = run_cli("fit", *args, "--trainer.max_steps=7")
+    first = column(run, "lr-AdamW")
+    run_cli("fit", *args, "--ckpt_path", "last")
+    rates = column(run, "lr-AdamW")
+    assert list(rates) == list(range(12))  # 24 clips in batches of 8, 4 epochs
+    expected = [
+        0.01 + 0.99 * (p / 0.15 if p < 0.15 else (1 - p) / 0.85)
+        for p in (i / 11 for i in range(12))
+    ]
+    assert list(rates.values()) == pytest.approx([3e-3 * e for e in expected])
+    # max_steps is the total of the first command's schedule.
+    assert first[0] == pytest.approx(3e-5)
+    assert first[6] == pytest.approx(3e-5)
+
+
+def start(args: list[str], runs: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "cli.py", "fit", *args]
+    command += ["--trainer.default_root_dir", str(runs), "--experiment", "run"]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_an_interrupted_run_goes_on_in_its_directory(
+    how: signal.Signals, small: list[str], tmp_path: Path, run_cli: Callable[..., Path]
+) -> None:
+    process = start([*small, "--trainer.max_epochs=100000"], tmp_path / "runs")
+    run = tmp_path / "runs" / "run"
+    best = run / "checkpoints" / "best.ckpt"
+    for _ in range(600):
+        if best.exists():
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, output
+    for noise in ("Traceback", "Tip:", "litlogger", "LeafSpec", "deprecated"):
+        assert noise not in output
+    last = run / "checkpoints" / "last.ckpt"
+    reached = torch.load(last, weights_only=True)
+    # The interrupted state is last, not best: best is of the end of an epoch.
+    steps = torch.load(best, weights_only=True)["global_step"]
+    assert steps % 3 == 0
+    assert steps <= reached["global_step"]
+    epochs = reached["epoch"] + 2
+    assert run_cli("fit", *small, f"--trainer.max_epochs={epochs}", "--ckpt_path=last") == run
+    resumed = torch.load(last, weights_only=True)
+    assert resumed["global_step"] == 3 * epochs
+    assert list(column(run, "train/loss_step")) == list(range(3 * epochs))
+    assert len(column(run, "val/cer")) == epochs
+
+
+def test_ddp_scores_each_clip_once(
+    small: list[str], run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_cli("fit", *small)
+    run_cli("test", *small, "--data.init_args.splits=[0.5,0.1]")
+    alone = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
+    transcripts = (run / "test_transcripts.csv").read_text()
+    assert len(transcripts.splitlines()) == 16
+    command = [sys.executable, "cli.py", "test", *small, "--data.init_args.splits=[0.5,0.1]"]
+    command += ["--trainer.default_root_dir", str(tmp_path / "runs"), "--experiment", "run"]
+    command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+    subprocess.run(
+        command, cwd=ROOT, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    together = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
+    assert together == pytest.approx(alone, rel=1e-4)
+    assert (run / "test_transcripts.csv").read_text() == transcripts
+
+
+def test_predict_transcribes_files_without_a_corpus(
+    small: list[str], run_cli: Callable[..., Path], tmp_path: Path, tones: Path
+) -> None:
+    run_cli("fit", *small)
+    folder = tmp_path / "recordings" / "deeper"
+    folder.mkdir(parents=True)
+    for name, clip in (("b.wav", "T-001"), ("a.wav", "T-002")):
+        (folder / name).write_bytes((tones / "wavs" / f"{clip}.wav").read_bytes())
+    paths = f"[{tmp_path / 'recordings'},{tones / 'wavs' / 'T-000.wav'}]"
+    run = run_cli(
+        "predict", *small, "--data.init_args.root=nowhere", "--data.init_args.predict_paths", paths
+    )
+    lines = (run / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split("|")[0] for line in lines] == ["a", "b", "T-000"]
+    assert all(
+        set(line.split("|")[1]) <= set(LETTERS) | set(",.?-#ijklmnopqrstuvwxyz") for line in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "args", "parts"),
+    [
+        ("fit", ["--config", "nowhere.yaml"], ["nowhere.yaml", "not exist"]),
+        ("fit", ["--modle=3"], ["--modle=3"]),
+        ("fit", ["--data.init_args.rot=3"], ["rot", "not accepted"]),
+        ("fit", ["--trainer.max_epochs=many"], ["max_epochs", "many"]),
+        ("fit", ["--data.init_args.alphabet=aa"], ["'a' twice"]),
+        ("fit", ["--data.init_args.root=/dev/null/no"], ["/dev/null/no"]),
+        ("fit", ["--data.init_args.sample_rate=16000"], ["16000 Hz", "22050 Hz"]),
+        (
+            "fit",
+            ["--model.init_args.network.init_args.decoder.init_args.max_tokens=5"],
+            ["metadata.csv line", "max_tokens 5", "max_characters=4"],
+        ),
+        ("fit", ["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt", "does not exist"]),
+        ("fit", ["--ckpt_path=last"], ["last.ckpt", "does not exist"]),
+        ("test", [], ["best.ckpt", "does not exist", "--experiment"]),
+        ("fit", ["--trainer.accelerator=gpu"], ["gpu"]),
+        ("fit", ["--model.init_args.ctc_weight=2"], ["ctc_weight 2"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    stage: str,
+    args: list[str],
+    parts: list[str],
+    small: list[str],
+    fail_cli: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    if "gpu" in parts and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    message = fail_cli(stage, *small, *args)
+    for part in parts:
+        assert part in message
+    assert not list((tmp_path / "runs").rglob("*.*"))
+
+
+def test_what_is_no_checkpoint_or_another_models_is_refused(
+    small: list[str], run_cli: Callable[..., Path], fail_cli: Callable[..., str], tmp_path: Path
+) -> None:
+    run = run_cli("fit", *small)
+    whole = (run / "checkpoints" / "last.ckpt").read_bytes()
+    truncated = tmp_path / "truncated.ckpt"
+    truncated.write_bytes(whole[: len(whole) // 2])
+    for stage in ("fit", "test"):
+        assert "truncated.ckpt is not a whole checkpoint" in fail_cli(
+            stage, *small, "--ckpt_path", truncated
+        )
+    wider = "--model.init_args.network.init_args.encoder.init_args.layers=3"
+    assert "does not fit this configuration's model" in fail_cli("test", *small, wider)
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'train'" in capsys.readouterr().err
