@@ -87,7 +87,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except UserError as error:
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise
-        sys.exit(f"error: {error}")
+        # One that was raised in a data-loading process carries that process's traceback.
+        message = str(error).rpartition("UserError: ")[2].strip()
+        sys.exit(f"error: {message}")
 
 
 if __name__ == "__main__":

@@ -239,18 +239,13 @@ def start(args: list[str]) -> None:
 
 
 def quieten() -> None:
-    """Show this suite's own messages, and drop what is only noise to its user."""
-    logging.basicConfig(format="%(message)s")
-    for advertisement in (
-        "pytorch_lightning.utilities.rank_zero",
-        "lightning_fabric.utilities.rank_zero",
-    ):
-        logging.getLogger(advertisement).addFilter(lambda record: "Tip:" not in record.getMessage())
+    """Drop what is only noise to this suite's user; real warnings stay."""
+    for module in ("pytorch_lightning", "lightning_fabric"):
+        advertiser = logging.getLogger(f"{module}.utilities.rank_zero")
+        advertiser.addFilter(lambda record: "Tip:" not in record.getMessage())
     for message in (
         r".*LeafSpec.*is deprecated",  # between torch and Lightning
         r"LightningCLI's args parameter is intended",  # cli.main(args) is called from tests
         r"Checkpoint directory .* exists and is not empty",  # of the run that is resumed
     ):
         warnings.filterwarnings("ignore", message)
-    for room in ("callbacks", "commands", "datamodules", "lightning_modules"):
-        logging.getLogger(room).setLevel(logging.INFO)

@@ -1,6 +1,5 @@
 """LJ Speech (Ito and Johnson 2017): one reader, 13,100 clips, about 24 hours."""
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info
 from rich.progress import track
 from torch.utils.data import DataLoader
 
@@ -20,8 +20,6 @@ from errors import UserError
 ARCHIVE_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 ARCHIVE_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
 AUDIO_SUFFIXES = {".wav", ".flac"}
-
-log = logging.getLogger(__name__)
 
 
 class LJSpeechDataModule(LightningDataModule):
@@ -105,7 +103,7 @@ class LJSpeechDataModule(LightningDataModule):
         archive = self.root.with_name("LJSpeech-1.1.tar.bz2")
         downloads = not archive.exists()
         if downloads:
-            log.info("%s does not exist: downloading LJ Speech 1.1 (2.6 GB)", self.root)
+            rank_zero_info(f"{self.root} does not exist: downloading LJ Speech 1.1 (2.6 GB)")
             try:
                 download(self.url, archive, self.sha256)
             except UserError as error:
@@ -214,14 +212,10 @@ class LJSpeechDataModule(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
-        log.info(
-            "%s: %d clips, %.2f hours, %d batches of up to %d, %.1f %% of the frames padding",
-            split,
-            len(lengths),
-            sum(lengths) / self.sample_rate / 3600,
-            len(sampler),
-            self.batch_size,
-            100 * sampler.padding(),
+        rank_zero_info(
+            f"{split}: {len(lengths):,} clips, {sum(lengths) / self.sample_rate / 3600:.2f} hours, "
+            f"{len(sampler):,} batches of up to {self.batch_size}, "
+            f"{sampler.padding():.1%} of the frames padding"
         )
         workers = self.num_workers
         if workers is None:

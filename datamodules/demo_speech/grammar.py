@@ -32,15 +32,15 @@ def sentence(choice: random.Random) -> str:
     def place() -> str:
         return f"{choice.choice(PREPOSITIONS)} the {choice.choice(PLACES)}"
 
-    text = f"{noun_phrase(PEOPLE)} {choice.choice(VERBS)} {noun_phrase(THINGS)}"
+    deed = f"{choice.choice(VERBS)} {noun_phrase(THINGS)}"
     form = choice.randrange(4)
     if form == 0:
-        return f"{text} {place()}."
+        return f"{noun_phrase(PEOPLE)} {deed} {place()}."
     if form == 1:
-        return f"{choice.choice(TIMES)}, {text}."
+        return f"{choice.choice(TIMES)}, {noun_phrase(PEOPLE)} {deed}."
     if form == 2:
-        return f"was it {choice.choice(TIMES)} that {text}?"
-    return f"{text}."
+        return f"who {deed} {place()}?"
+    return f"{noun_phrase(PEOPLE)} {deed}."
 
 
 def sentences(count: int, seed: int) -> list[str]:
