@@ -36,9 +36,13 @@ class RunDirectory:
         """The scores of the last test."""
         return self.path / "test_metrics.json"
 
+    def holds_run(self) -> bool:
+        """Return whether anything was trained here."""
+        return any(self.checkpoints.glob("*.ckpt"))
+
     def check_unused(self) -> None:
         """Raise a `UserError` if a run is there already."""
-        if any(self.checkpoints.glob("*.ckpt")):
+        if self.holds_run():
             raise UserError(
                 f"{self.path} already holds a run: resume it with --ckpt_path last, or start "
                 "another with --experiment OTHER"

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import os
 import re
+import shutil
 import signal
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from pytorch_lightning.cli import (
     SaveConfigCallback,
 )
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
@@ -50,6 +53,7 @@ class SuiteCLI(LightningCLI):
 
     run: RunDirectory
     checkpoint: Path | None
+    resume_step: int
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -109,6 +113,7 @@ class SuiteCLI(LightningCLI):
         elif name is None:
             rank_zero_only(self.run.check_unused)()  # the others start when it runs already
         self.checkpoint = None if name is None else self.run.checkpoint(name)
+        self.resume_step = 0 if self.checkpoint is None else read_global_step(self.checkpoint)
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer.
@@ -129,16 +134,15 @@ class SuiteCLI(LightningCLI):
             kwargs["logger"] = False
         elif trainer.logger in (None, True):
             kwargs["callbacks"] = [*(trainer.callbacks or []), LearningRateMonitor("step")]
-            step = 0 if self.checkpoint is None else read_global_step(self.checkpoint)
             kwargs["logger"] = [
                 TensorBoardLogger(
                     self.run.path,
                     name="",
                     version="",
                     default_hp_metric=False,
-                    purge_step=step or None,
+                    purge_step=self.resume_step or None,
                 ),
-                MetricsCSV(self.run.path, resume_step=step),
+                MetricsCSV(self.run.path, resume_step=self.resume_step),
             ]
         return super().instantiate_trainer(**kwargs)
 
@@ -158,6 +162,32 @@ class SuiteCLI(LightningCLI):
             "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},
         }
 
+    def before_fit(self) -> None:
+        """Let Ctrl-C stop the training between two batches, as SIGTERM does.
+
+        Anywhere else, and the second time, it stops at once; in the middle of an optimizer step
+        that would leave weights half updated.
+        """
+
+        def stop(_signal: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if not self.trainer.training:
+                signal.default_int_handler(_signal, frame)
+            rank_zero_info("Stopping behind this batch; press Ctrl-C again to stop at once.")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(signal.SIGINT, stop)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the stage; leave no new run directory behind if it fails before its first step."""
+        is_new = not self.run.path.exists()
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if is_new and not self.run.holds_run() and self.trainer.is_global_zero:
+                shutil.rmtree(self.run.path, ignore_errors=True)
+            raise
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
@@ -175,7 +205,8 @@ class SuiteCLI(LightningCLI):
 def shorten(message: str) -> str:
     """Return jsonargparse's report on a value as one line: what is wrong, without what it tried."""
     noise = re.compile(
-        r"Does not validate against|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
+        r"Does not validate against|Subtypes:|Errors:|- Expected a <class 'NoneType'>"
+        r"|Given value type:|Given value: (Namespace|NestedArg)\("
     )
     lines = (line.strip() for line in message.splitlines())
     return " ".join(line.removeprefix("- ") for line in lines if line and not noise.match(line))

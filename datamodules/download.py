@@ -40,7 +40,10 @@ def download(url: str, path: Path, sha256: str, *, attempts: int = 5, timeout: f
     Raises:
         UserError: if the server cannot be reached, refuses, or sends something else.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {path.parent} cannot be made ({error.strerror})") from error
     part = path.with_name(path.name + ".part")
     columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:

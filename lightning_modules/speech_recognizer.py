@@ -144,13 +144,17 @@ class SpeechRecognizer(LightningModule):
         )
         losses = {"nll": nll.detach()}
         if self.ctc_head is not None:
-            ctc = F.ctc_loss(
-                self.ctc_head(memory).float().log_softmax(-1).transpose(0, 1),
-                batch.tokens[:, 1:],
-                memory_mask.sum(1),
-                batch.token_lengths - 2,  # without start and stop
-                blank=pad,
-                zero_infinity=True,  # a clip with fewer positions than characters has no alignment
+            ctc = (
+                F.ctc_loss(
+                    self.ctc_head(memory).float().log_softmax(-1).transpose(0, 1),
+                    batch.tokens[:, 1:],
+                    memory_mask.sum(1),
+                    batch.token_lengths - 2,  # without start and stop
+                    blank=pad,
+                    reduction="sum",
+                    zero_infinity=True,  # for clips with fewer positions than characters
+                )
+                / (targets != pad).sum()
             )
             losses["ctc"] = ctc.detach()
             loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc

@@ -1,6 +1,7 @@
 """A tiny corpus that is made on the spot, and the command line as a function."""
 
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,10 +57,15 @@ def own_tones(tmp_path: Path) -> Path:
 def run_cli(tmp_path: Path) -> Callable[..., Path]:
     """Run a stage with runs below the test's folder; return the run directory ``run``."""
 
+    handler = signal.getsignal(signal.SIGINT)
+
     def run(stage: str, *args: object) -> Path:
         runs = tmp_path / "runs"
         here = ["--trainer.default_root_dir", str(runs), "--experiment", "run"]
-        cli.main([stage, *map(str, args), *here])
+        try:
+            cli.main([stage, *map(str, args), *here])
+        finally:
+            signal.signal(signal.SIGINT, handler)
         return runs / "run"
 
     return run
