@@ -168,7 +168,8 @@ class SpeechRecognizer(LightningModule):
         transcripts = self.transcribe(batch, memory, memory_mask)
         references = [self.vocabulary.decode(tokens) for tokens in batch.tokens.tolist()]
         scores.update([text for _, text in transcripts], references)
-        self.log_dict(scores, batch_size=len(references))
+        for name, score in scores.items():
+            self.log(name, score, batch_size=len(references), prog_bar=name == "val/cer")
         return transcripts
 
     def transcribe(self, batch: SpeechBatch, memory: Tensor, memory_mask: Tensor) -> Transcripts:

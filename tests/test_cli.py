@@ -18,46 +18,6 @@ import cli
 from datamodules.speech import Clip, inspect_clip
 from tests.conftest import CONFIGS, LETTERS, ROOT, write_corpus
 
-SMALL_MODEL = """
-model:
-  class_path: lightning_modules.SpeechRecognizer
-  init_args:
-    network:
-      class_path: networks.SpeechToText
-      init_args:
-        features: {class_path: networks.LogMelSpectrogram}
-        encoder:
-          class_path: networks.AudioEncoder
-          init_args: {hidden_size: 48, mlp_size: 96, strides: [2, 2]}
-        decoder:
-          class_path: networks.TextDecoderTransformer
-          init_args: {hidden_size: 48, mlp_size: 96, max_tokens: 20}
-    ctc_weight: 0.3
-data:
-  class_path: datamodules.LJSpeechDataModule
-  init_args: {batch_size: 8, splits: [0.6, 0.2]}
-optimizer:
-  class_path: torch.optim.AdamW
-  init_args: {lr: 3.0e-3}
-lr_scheduler: {class_path: lightning_modules.WarmupLinearDecay}
-checkpoint: {monitor: val/cer}
-trainer:
-  max_epochs: 2
-  log_every_n_steps: 1
-  enable_progress_bar: false
-  enable_model_summary: false
-  callbacks:
-    - {class_path: callbacks.TranscriptWriter}
-"""
-
-
-@pytest.fixture
-def small(tmp_path: Path, tones: Path) -> list[str]:
-    """Arguments of a small model on the tones."""
-    config = tmp_path / "small.yaml"
-    config.write_text(SMALL_MODEL)
-    return ["--config", str(config), "--data.init_args.root", str(tones)]
-
 
 def rows(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open(newline="") as file:

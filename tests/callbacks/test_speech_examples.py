@@ -1,0 +1,39 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks.speech_examples import View
+from tests.conftest import SAMPLE_RATE
+
+
+def test_tensorboard_has_pictures_and_texts_of_every_epoch_and_the_audio_once(
+    small: list[str], run_cli: Callable[..., Path]
+) -> None:
+    show = "{class_path: callbacks.SpeechExamples, init_args: {clips: 2}}"
+    run = run_cli("fit", *small, "--trainer.max_epochs=3", "--trainer.callbacks+", show)
+    events = EventAccumulator(str(run), size_guidance={"images": 0, "audio": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert tags["images"] == tags["audio"] == ["example_0", "example_1"]
+    assert [event.step for event in events.Images("example_0")] == [3, 6, 9]
+    assert len(events.Audio("example_1")) == 1
+    assert events.Audio("example_1")[0].sample_rate == pytest.approx(SAMPLE_RATE)
+    texts = events.Tensors("example_0/text_summary")
+    assert len(texts) == 3
+    words = texts[0].tensor_proto.string_val[0].decode()
+    assert words.startswith("reference: `")
+    assert "predicted: `" in words
+    assert {"train/loss", "train/loss_step", "val/cer", "val/loss", "lr-AdamW"} <= set(
+        tags["scalars"]
+    )
+    assert "hp_metric" not in tags["scalars"]
+
+
+def test_a_view_draws_the_text_beside_its_alignment() -> None:
+    view = View(torch.rand(80, 30), torch.rand(6, 15).softmax(-1), "a b c")
+    above, below = view.figure().axes
+    assert [axes.images[0].get_size() for axes in (above, below)] == [(80, 30), (6, 15)]
+    assert [label.get_text() for label in below.get_yticklabels()] == list("a␣b␣c")
