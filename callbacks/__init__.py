@@ -1,7 +1,14 @@
 """What happens around training."""
 
+from callbacks.image_predictions import ClassificationPictures, ProbabilityWriter
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.speech_examples import SpeechExamples
 from callbacks.transcripts import TranscriptWriter
 
-__all__ = ["RunCheckpoint", "SpeechExamples", "TranscriptWriter"]
+__all__ = [
+    "ClassificationPictures",
+    "ProbabilityWriter",
+    "RunCheckpoint",
+    "SpeechExamples",
+    "TranscriptWriter",
+]

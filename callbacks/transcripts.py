@@ -1,15 +1,14 @@
 """What the recognizer wrote: files for test and predict, and a short table to look at."""
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from callbacks.gathering import gather
 from datamodules.speech import Clip, SpeechBatch
 from lightning_modules.speech_recognizer import Transcripts
 
@@ -72,12 +71,9 @@ class TranscriptWriter(Callback):
 
     def _collect(self, clips: list[Clip]) -> list[tuple[Clip, str]]:
         """Gather all processes' transcripts, in the order of the clips."""
-        gathered = [self._transcripts]
-        if torch.distributed.is_initialized():
-            gathered = [[] for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather_object(gathered, self._transcripts)
+        transcripts = sorted(gather(self._transcripts))
         self._transcripts = []
-        return [(clips[i], text) for i, text in sorted(chain.from_iterable(gathered))]
+        return [(clips[i], text) for i, text in transcripts]
 
     def _report(
         self, trainer: Trainer, filename: str, header: Sequence[str], rows: Sequence[Sequence[str]]

@@ -1,6 +1,15 @@
 """One LightningDataModule a data set: get it, check it, split it, batch it."""
 
+from datamodules.demo_oct import DemoOCTDataModule
 from datamodules.demo_speech import DemoSpeechDataModule
 from datamodules.ljspeech import LJSpeechDataModule
+from datamodules.medmnist import MedMNISTDataModule
+from datamodules.octmnist import OCTMNISTDataModule
 
-__all__ = ["DemoSpeechDataModule", "LJSpeechDataModule"]
+__all__ = [
+    "DemoOCTDataModule",
+    "DemoSpeechDataModule",
+    "LJSpeechDataModule",
+    "MedMNISTDataModule",
+    "OCTMNISTDataModule",
+]

@@ -24,7 +24,7 @@ from errors import UserError
 CHUNK = 1 << 20  # bytes
 
 
-def download(url: str, path: Path, sha256: str, *, attempts: int = 5, timeout: float = 30) -> None:
+def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: float = 30) -> None:
     """Download a file, going on where an earlier attempt or an earlier run broke off.
 
     The bytes so far are in ``path`` + ``.part``; ``path`` itself appears only once its checksum is
@@ -33,7 +33,7 @@ def download(url: str, path: Path, sha256: str, *, attempts: int = 5, timeout: f
     Args:
         url: of the file.
         path: where it goes.
-        sha256: of its content, in hexadecimal.
+        digest: of its content in hexadecimal behind the algorithm: ``md5:…`` or ``sha256:…``.
         attempts: how often to try again where the connection breaks.
         timeout: seconds without an answer that count as a break.
 
@@ -61,13 +61,11 @@ def download(url: str, path: Path, sha256: str, *, attempts: int = 5, timeout: f
                     reason = getattr(error, "reason", error)
                     raise UserError(f"{url} could not be downloaded ({reason})") from error
                 time.sleep(min(2**attempt - 1, 10))
-    found = file_sha256(part)
-    if found != sha256:
+    try:
+        check_digest(part, digest)
+    except UserError as error:
         part.unlink()
-        raise UserError(
-            f"{url} has the SHA-256 {found} instead of {sha256}: the file was damaged on the way, "
-            "or is not the official one; it was deleted"
-        )
+        raise UserError(f"{url} was deleted behind the download: {error}") from error
     part.replace(path)
 
 
@@ -90,10 +88,20 @@ def _continue(url: str, part: Path, timeout: float, progress: Progress, task: Ta
         raise ConnectionError(f"the connection broke at byte {done} of {total}")
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hexadecimal."""
+def check_digest(path: Path, digest: str) -> None:
+    """Compare a file's content with its digest, ``md5:…`` or ``sha256:…``.
+
+    Raises:
+        UserError: if they differ.
+    """
+    algorithm, _, expected = digest.partition(":")
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if found != expected:
+        raise UserError(
+            f"{path} has the {algorithm} {found} instead of {expected}: it was damaged on the way, "
+            "or is not the official file"
+        )
 
 
 def unpack_folder(archive: Path, folder: str, target: Path) -> None:

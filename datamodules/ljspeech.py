@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from datamodules.download import download, file_sha256, unpack_folder
+from datamodules.download import check_digest, download, unpack_folder
 from datamodules.sampling import LengthBucketBatchSampler
 from datamodules.speech import Clip, SpeechBatch, SpeechDataset, inspect_clip
 from datamodules.vocabulary import COURSE_ALPHABET, CharacterVocabulary
@@ -105,18 +105,15 @@ class LJSpeechDataModule(LightningDataModule):
         if downloads:
             rank_zero_info(f"{self.root} does not exist: downloading LJ Speech 1.1 (2.6 GB)")
             try:
-                download(self.url, archive, self.sha256)
+                download(self.url, archive, f"sha256:{self.sha256}")
             except UserError as error:
                 raise UserError(
                     f"{error}. {self.root} does not exist: put the archive at {archive} by hand, "
                     "name another folder with --data.init_args.root, or add "
                     "--config configs/demo/speech.yaml to train on generated speech"
                 ) from error
-        elif (found := file_sha256(archive)) != self.sha256:
-            raise UserError(
-                f"{archive} has the SHA-256 {found} instead of {self.sha256}: it is not whole, or "
-                "not the official archive; delete it to download it again"
-            )
+        else:
+            check_digest(archive, f"sha256:{self.sha256}")
         unpack_folder(archive, "LJSpeech-1.1", self.root)
         if downloads:
             archive.unlink()

@@ -1,10 +1,23 @@
-"""Batches of clips of similar length, the same everywhere for the same seed and epoch."""
+"""Batches that are the same everywhere for the same seed and epoch, and deal out to processes."""
 
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Sampler
+
+
+def count_batches(size: int, batch_size: int, world_size: int) -> int:
+    """Return how many batches each process gets, so that none is larger and none is empty.
+
+    Raises:
+        ValueError: if there are fewer examples than processes.
+    """
+    if size < world_size:
+        raise ValueError(f"{size} examples are too few for {world_size} processes")
+    return min(math.ceil(size / (batch_size * world_size)), size // world_size)
 
 
 class LengthBucketBatchSampler(Sampler[list[int]]):
@@ -42,10 +55,8 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         jitter: float = 0.05,
     ) -> None:
-        if len(lengths) < world_size:
-            raise ValueError(f"{len(lengths)} clips are too few for {world_size} processes")
         self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
+        self.batches = count_batches(len(lengths), batch_size, world_size)
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
@@ -58,8 +69,7 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        fewest = math.ceil(len(self.lengths) / (self.batch_size * self.world_size))
-        return min(fewest, len(self.lengths) // self.world_size)  # no process without a clip
+        return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():
@@ -69,13 +79,75 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
     def global_batches(self) -> list[np.ndarray]:
         """Return the epoch's batches, each over all processes."""
         if not self.shuffle:
-            return np.array_split(np.argsort(-self.lengths, kind="stable"), len(self))
+            return np.array_split(np.argsort(-self.lengths, kind="stable"), self.batches)
         random = np.random.default_rng((self.seed, self.epoch))
         factors = random.uniform(1 - self.jitter, 1 + self.jitter, len(self.lengths))
-        batches = np.array_split(np.argsort(self.lengths * factors), len(self))
+        batches = np.array_split(np.argsort(self.lengths * factors), self.batches)
         return [batches[i] for i in random.permutation(len(batches))]
 
     def padding(self) -> float:
         """Return the fraction of the epoch's samples that is padding, one process assumed."""
         padded = sum(len(batch) * self.lengths[batch].max() for batch in self.global_batches())
         return float(1 - self.lengths.sum() / padded)
+
+
+class ShuffledBatchSampler(Sampler[Tensor]):
+    """Cut a permutation, or a weighted draw, into batches of indices; each once over all processes.
+
+    Batches are of equal size to within one, and every process gets the same number of them.
+
+    Args:
+        size: number of examples.
+        batch_size: most examples in a batch of one process; 1 becomes 2 where examples and
+            processes do not divide.
+        shuffle: whether the order changes with (seed, epoch); otherwise it is 0, 1, 2, ….
+        weights: probabilities (size,), up to a factor, to draw ``size`` examples with replacement
+            instead of permuting them.
+        seed: of the shuffling.
+        rank: this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if there are fewer examples than processes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        weights: Tensor | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.size = size
+        self.shuffle = shuffle
+        self.weights = weights
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.batches = count_batches(size, batch_size, world_size)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to shuffle for; Lightning calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.order().tensor_split(self.batches):
+            yield batch[self.rank :: self.world_size]
+
+    def order(self) -> Tensor:
+        """Return the epoch's order of the examples over all processes."""
+        if not self.shuffle:
+            return torch.arange(self.size)
+        random = np.random.default_rng((self.seed, self.epoch))
+        if self.weights is None:
+            return torch.from_numpy(random.permutation(self.size))
+        weights = self.weights.double().numpy()
+        return torch.from_numpy(random.choice(self.size, self.size, p=weights / weights.sum()))

@@ -1,6 +1,8 @@
 """One LightningModule a task: loss, metrics, what is logged; a network is injected."""
 
+from lightning_modules.classifier import ImageClassifier
 from lightning_modules.schedules import WarmupLinearDecay
+from lightning_modules.scratch_classifier import ScratchClassifier
 from lightning_modules.speech_recognizer import SpeechRecognizer
 
-__all__ = ["SpeechRecognizer", "WarmupLinearDecay"]
+__all__ = ["ImageClassifier", "ScratchClassifier", "SpeechRecognizer", "WarmupLinearDecay"]

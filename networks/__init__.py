@@ -2,12 +2,15 @@
 
 from networks.attention import MultiHeadAttention, ResidualAttentionBlock, softmax_attention
 from networks.audio_encoder import AudioEncoder
+from networks.classifiers import ConvNet, FeedForwardNetwork, get_number_trainable_params
 from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
 from networks.speech_to_text import SpeechToText, greedy_decode
 from networks.text_decoder import TextDecoder, TextDecoderRecurrent, TextDecoderTransformer
 
 __all__ = [
     "AudioEncoder",
+    "ConvNet",
+    "FeedForwardNetwork",
     "LogMelSpectrogram",
     "MultiHeadAttention",
     "ResidualAttentionBlock",
@@ -16,6 +19,7 @@ __all__ = [
     "TextDecoder",
     "TextDecoderRecurrent",
     "TextDecoderTransformer",
+    "get_number_trainable_params",
     "greedy_decode",
     "softmax_attention",
 ]

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 import cli
+from datamodules.demo_oct import write_file
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -76,6 +77,14 @@ def write_corpus(root: Path, clips: int, seed: int = 0) -> Path:
 def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of 40 clips, not to be changed."""
     return write_corpus(tmp_path_factory.mktemp("data") / "tones", 40)
+
+
+@pytest.fixture(scope="session")
+def retinas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 200 generated images for training and 1,000 for test, not to be changed."""
+    path = tmp_path_factory.mktemp("data") / "retinas.npz"
+    write_file(path, 200, 28)
+    return path
 
 
 @pytest.fixture

@@ -10,55 +10,69 @@ import torch
 
 from tests.conftest import CONFIGS
 
-SMALL = [CONFIGS / "debug" / "fast.yaml"]
-TRANSFORMER = CONFIGS / "asr_transformer.yaml"
-LAYERS = {
-    "asr_transformer.yaml": [TRANSFORMER, *SMALL],
-    "asr_lstm.yaml": [CONFIGS / "asr_lstm.yaml", *SMALL],
-    "demo/speech.yaml": [TRANSFORMER, CONFIGS / "demo" / "speech.yaml", *SMALL],
-    "debug/fast.yaml": [TRANSFORMER, *SMALL],
-    "debug/overfit.yaml": [TRANSFORMER, CONFIGS / "debug" / "overfit.yaml", *SMALL],
-    "debug/profile.yaml": [TRANSFORMER, CONFIGS / "debug" / "profile.yaml"],
+FAST = "debug/fast.yaml"
+SPEECH = {
+    "asr_transformer.yaml": ["asr_transformer.yaml", FAST],
+    "asr_lstm.yaml": ["asr_lstm.yaml", FAST],
+    "demo/speech.yaml": ["asr_transformer.yaml", "demo/speech.yaml", FAST],
+    "debug/fast.yaml": ["asr_transformer.yaml", FAST],
+    "debug/overfit.yaml": ["asr_transformer.yaml", "debug/overfit.yaml", FAST],
+    "debug/profile.yaml": ["asr_transformer.yaml", "debug/profile.yaml"],
 }
-SCORES = ["cer", "wer", "jaccard", "cosine", "damerau_levenshtein", "loss", "nll"]
+IMAGES = {
+    **{path.name: [path.name, FAST] for path in CONFIGS.glob("octmnist_*.yaml")},
+    "demo/oct.yaml": ["octmnist_mlp.yaml", "demo/oct.yaml", FAST],
+}
+SPEECH_SCORES = ["cer", "wer", "jaccard", "cosine", "damerau_levenshtein", "loss", "nll"]
+IMAGE_SCORES = ["accuracy", "auc", "loss"]
+
+
+def layered(names: list[str]) -> list[str]:
+    return [arg for name in names for arg in ("--config", str(CONFIGS / name))]
 
 
 def test_every_config_is_tried() -> None:
-    assert set(LAYERS) == {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
+    found = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
+    assert set(SPEECH) | set(IMAGES) == found
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_fit_test_and_predict(name: str, tones: Path, run_cli: Callable[..., Path]) -> None:
-    args = [arg for path in LAYERS[name] for arg in ("--config", path)]
-    args += ["--data.init_args.root", tones, "--data.init_args.batch_size=8"]
-    args += ["--data.init_args.splits=[0.6,0.2]", "--trainer.check_val_every_n_epoch=1"]
-    if name.startswith("demo"):
-        args += ["--data.init_args.clips=40"]
+def check_fit_and_test(
+    args: list[str], losses: list[str], scores: list[str], run_cli: Callable[..., Path]
+) -> Path:
+    """Check that fit and test leave every file that the README names, with every metric."""
     run = run_cli("fit", *args)
-    ctc = ["ctc"] if name.startswith("demo") else []
-
-    # Every file that DESIGN promises, with every metric.
     assert {"config.yaml", "metrics.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
     with (run / "metrics.csv").open(newline="") as file:
         logged = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
     last = {key: value for row in logged for key, value in row.items()}
-    assert {f"val/{score}" for score in SCORES + ctc} <= set(last)
-    assert {f"train/{loss}" for loss in ["loss", "nll", *ctc]} <= set(last)
+    assert {f"val/{score}" for score in scores} <= set(last)
+    assert {f"train/{loss}" for loss in losses} <= set(last)
     config = (run / "config.yaml").read_text()
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["epoch"] == 0
     assert state["global_step"] == last["step"] + 1 > 0
-
     assert run_cli("test", *args) == run
     record = json.loads((run / "test_metrics.json").read_text())
     assert record["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
-    assert set(record["metrics"]) == {f"test/{score}" for score in SCORES + ctc}
+    assert set(record["metrics"]) == {f"test/{score}" for score in scores}
+    assert (run / "config.yaml").read_text() == config  # fit's, whatever test ran with
+    return run
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_speech(name: str, tones: Path, run_cli: Callable[..., Path]) -> None:
+    args = [*layered(SPEECH[name]), f"--data.init_args.root={tones}"]
+    args += ["--data.init_args.batch_size=8", "--data.init_args.splits=[0.6,0.2]"]
+    args += ["--trainer.check_val_every_n_epoch=1"]
+    demo = name == "demo/speech.yaml"
+    if demo:
+        args += ["--data.init_args.clips=40"]
+    ctc = ["ctc"] if demo else []
+    run = check_fit_and_test(args, ["loss", "nll", *ctc], SPEECH_SCORES + ctc, run_cli)
     transcripts = (run / "test_transcripts.csv").read_text(encoding="utf-8").splitlines()
     assert all(len(line.split("|")) == 3 for line in transcripts)
-    assert (run / "config.yaml").read_text() == config  # fit's, whatever test ran with
-
     run_cli("predict", *args, "--ckpt_path=last")
     predictions = (run / "predictions.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split("|")[0] for line in predictions] == [
@@ -66,3 +80,15 @@ def test_fit_test_and_predict(name: str, tones: Path, run_cli: Callable[..., Pat
     ]
     if name == "debug/profile.yaml":
         assert "run_training_batch" in (run / "fit-profile.txt").read_text()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(name: str, retinas: Path, run_cli: Callable[..., Path]) -> None:
+    args = [*layered(IMAGES[name]), f"--data.init_args.file={retinas}"]
+    run = check_fit_and_test(args, ["loss"], IMAGE_SCORES, run_cli)
+    run_cli("predict", *args)
+    lines = (run / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1001
+    assert lines[0] == "index,choroidal neovascularization,diabetic macular edema,drusen,normal"
+    probabilities = [[float(value) for value in line.split(",")[1:]] for line in lines[1:]]
+    assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in probabilities)

@@ -59,6 +59,10 @@ class Server:
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self.sha256}"
+
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], Server]]:
@@ -111,10 +115,10 @@ def test_a_broken_download_goes_on_where_it_was_in_one_run_and_in_the_next(
     server.break_after = [1000, 500, 0, 0, 0]
     target = tmp_path / "file"
     with pytest.raises(UserError, match=r"could not be downloaded \(the connection broke at byte"):
-        download(server.url, target, server.sha256)
+        download(server.url, target, server.digest)
     assert server.ranges == [None, "bytes=1000-", "bytes=1500-", "bytes=1500-", "bytes=1500-"]
     assert not target.exists()
-    download(server.url, target, server.sha256)
+    download(server.url, target, server.digest)
     assert server.ranges[-1] == "bytes=1500-"
     assert target.read_bytes() == content
     assert files_below(tmp_path) == ["file"]
@@ -125,14 +129,14 @@ def test_a_whole_part_file_of_a_killed_run_is_used(
 ) -> None:
     server = serve(b"content")
     (tmp_path / "file.part").write_bytes(b"content")
-    download(server.url, tmp_path / "file", server.sha256)
+    download(server.url, tmp_path / "file", server.digest)
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
 def test_a_wrong_checksum_leaves_nothing(serve: Callable[[bytes], Server], tmp_path: Path) -> None:
     server = serve(b"not the archive")
-    with pytest.raises(UserError, match=f"SHA-256 {server.sha256} instead of {'0' * 64}"):
-        download(server.url, tmp_path / "file", "0" * 64)
+    with pytest.raises(UserError, match=f"sha256 {server.sha256} instead of 0000"):
+        download(server.url, tmp_path / "file", "sha256:0000")
     assert files_below(tmp_path) == []
 
 
@@ -142,7 +146,7 @@ def test_a_server_that_refuses_is_named_at_once(
     server = serve(b"")
     server.status = 404
     with pytest.raises(UserError, match=f"{server.url} answered 404"):
-        download(server.url, tmp_path / "file", server.sha256)
+        download(server.url, tmp_path / "file", server.digest)
     assert len(server.ranges) == 1
 
 
@@ -204,7 +208,7 @@ def test_an_archive_put_there_by_hand_is_checked_used_and_kept(
     archive = folder / "LJSpeech-1.1.tar.bz2"
     archive.write_bytes(pack(own_tones))
     root = folder / "root"
-    with pytest.raises(UserError, match=rf"{archive} has the SHA-256"):
+    with pytest.raises(UserError, match=rf"{archive} has the sha256"):
         LJSpeechDataModule(root=str(root)).prepare_data()
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     LJSpeechDataModule(root=str(root), sha256=digest).prepare_data()

@@ -60,7 +60,7 @@ def test_padding_is_measured_on_the_batches() -> None:
 
 
 def test_too_few_clips_for_the_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 clips are too few for 3 processes"):
+    with pytest.raises(ValueError, match="2 examples are too few for 3 processes"):
         LengthBucketBatchSampler([1, 1], 1, world_size=3)
 
 

@@ -1,0 +1,157 @@
+"""What a classifier predicts: a file of probabilities, and pictures in TensorBoard."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+from torch import Tensor, nn
+
+from callbacks.gathering import gather
+from datamodules.medmnist import ImageBatch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class ProbabilityWriter(Callback):
+    """Write ``predictions.csv``: for each image its index and the probability of each class."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, list[float]]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect a batch."""
+        self._rows += zip(batch.indices.tolist(), outputs.tolist(), strict=True)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, in the order of the data set."""
+        rows = sorted(gather(self._rows))
+        self._rows = []
+        if trainer.is_global_zero:
+            classes = trainer.datamodule.classes  # type: ignore[attr-defined]
+            lines = [",".join(["index", *(name.replace(",", "") for name in classes)])]
+            lines += [",".join([str(i), *(f"{p:.6f}" for p in row)]) for i, row in rows]
+            path = Path(trainer.default_root_dir) / "predictions.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            Console().print(f"{len(rows):,} predictions in {path}")
+
+
+class ClassificationPictures(Callback):
+    """Show the confusion matrix, misclassified images and first filters while training.
+
+    Args:
+        images: most misclassified images to show, the surest first.
+        every_n_epochs: how often; and after the last one. Drawing takes about half a second, more
+            than an epoch of the smallest models.
+    """
+
+    def __init__(self, images: int = 16, every_n_epochs: int = 5) -> None:
+        self.images = images
+        self.every_n_epochs = every_n_epochs
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect a batch where there is somewhere to show it."""
+        if self._board(trainer) is not None:
+            probabilities = outputs["logits"].softmax(-1).cpu()
+            self._seen.append((batch.images.cpu(), batch.labels.cpu(), probabilities))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        board = self._board(trainer)
+        if board is None or not self._seen:
+            return
+        images, labels, probabilities = (
+            torch.cat(parts) for parts in zip(*self._seen, strict=True)
+        )
+        self._seen = []
+        writer, step = board.experiment, trainer.global_step
+        classes = trainer.datamodule.classes  # type: ignore[attr-defined]
+        sureness, predicted = probabilities.max(-1)
+        confusion = torch.zeros(len(classes), len(classes), dtype=torch.long)
+        confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+        writer.add_figure("confusion", draw_confusion(confusion, classes), step)
+        wrong = (predicted != labels).nonzero().flatten()
+        wrong = wrong[sureness[wrong].argsort(descending=True)][: self.images]
+        titles = [f"{classes[labels[i]][:12]} as\n{classes[predicted[i]][:12]}" for i in wrong]
+        if titles:
+            writer.add_figure("misclassified", draw_images(images[wrong], titles), step)
+        filters = first_filters(pl_module, images.shape[1:])
+        if filters is not None:
+            titles = [str(i) for i in range(len(filters))]
+            writer.add_figure("first filters", draw_images(filters, titles), step)
+
+    def _board(self, trainer: Trainer) -> TensorBoardLogger | None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return None
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
+            return None
+        return next((lg for lg in trainer.loggers if isinstance(lg, TensorBoardLogger)), None)
+
+
+def first_filters(module: nn.Module, shape: torch.Size, most: int = 32) -> Tensor | None:
+    """Return what the first layer looks for as images (filters, channels, height, width).
+
+    Rows of a linear layer are folded to ``shape``; None if the first layer is of another kind.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            return layer.weight.detach().cpu()[:most]
+        if isinstance(layer, nn.Linear) and layer.in_features == shape.numel():
+            return layer.weight.detach().cpu()[:most].unflatten(1, shape)
+    return None
+
+
+def draw_confusion(confusion: Tensor, classes: list[str]) -> "Figure":
+    """Draw counts (labels, predictions), coloured by the fraction of their label."""
+    from matplotlib.figure import Figure  # late: only who looks pays for the import
+
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    fractions = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(fractions.numpy(), cmap="Blues", vmin=0, vmax=1)
+    for i, j in torch.cartesian_prod(*(torch.arange(n) for n in confusion.shape)).tolist():
+        colour = "white" if fractions[i, j] > 0.5 else "black"
+        axes.text(j, i, str(confusion[i, j].item()), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="label")
+    return figure
+
+
+def draw_images(images: Tensor, titles: list[str], columns: int = 8) -> "Figure":
+    """Draw images (N, channels, height, width) in rows; each has its own range of values."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.4 * columns, 1.7 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in places:
+        axes.axis("off")
+    for axes, image, title in zip(figure.axes, images, titles, strict=False):
+        scaled = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)
+        grey = scaled.shape[0] != 3
+        axes.imshow((scaled[0] if grey else scaled.permute(1, 2, 0)).numpy(), cmap="gray")
+        axes.set_title(title, fontsize=7)
+    return figure

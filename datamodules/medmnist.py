@@ -1,0 +1,254 @@
+"""MedMNIST's 2-D data sets (Yang et al. 2023): small medical images, whole sets in memory."""
+
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.download import check_digest, download
+from datamodules.sampling import ShuffledBatchSampler
+from errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageBatch(NamedTuple):
+    """A batch of images.
+
+    Attributes:
+        indices: (batch,) places of the images in their data set.
+        images: (batch, channels, height, width), uint8 as stored, or float32 once prepared.
+        labels: (batch,) classes as int64.
+    """
+
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+class ImageDataset(Dataset[ImageBatch]):
+    """Images and labels in memory, indexed by tensors of places: one tensor, one batch."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> ImageBatch:
+        return ImageBatch(indices, self.images[indices], self.labels[indices])
+
+
+class MedMNISTDataModule(LightningDataModule):
+    """A single-label MedMNIST set, grey or colour, resident in memory as uint8.
+
+    Args:
+        flag: MedMNIST's name of the set: ``octmnist``, ``bloodmnist``, ….
+        size: pixels of a side: 28, 64, 128 or 224.
+        root: folder of the downloaded files.
+        file: a file of your own in the same layout instead of the official one.
+        batch_size: images in a batch of one process.
+        pixel_divisor: pixels are divided by it; 255 maps them to [0, 1].
+        augment: transforms training batches, (batch, channels, height, width) floats to the same,
+            on the model's device.
+        balanced: draw training images so that all classes are equally frequent.
+        max_images: most images of each split, the first ones; None takes all.
+        evaluate_on_train: validate and test on the training images.
+        seed: of the shuffling.
+
+    Attributes:
+        classes: names of the classes.
+        channels: 1 or 3.
+    """
+
+    def __init__(
+        self,
+        flag: str = "octmnist",
+        size: int = 28,
+        root: str = "data/medmnist",
+        file: str | None = None,
+        batch_size: int = 64,
+        pixel_divisor: float = 255.0,
+        augment: nn.Module | None = None,
+        balanced: bool = False,
+        max_images: int | None = None,
+        evaluate_on_train: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        from medmnist import INFO  # late: it imports scikit-learn and torchvision
+
+        flat = [known for known in INFO if not known.endswith("3d")]
+        if flag not in flat:
+            raise ValueError(f"flag {flag} is none of MedMNIST's 2-D sets: {', '.join(flat)}")
+        info: dict[str, Any] = INFO[flag]
+        suffix = "" if size == 28 else f"_{size}"
+        if f"url{suffix}" not in info:
+            raise ValueError(f"size {size} of {flag} does not exist: 28, 64, 128 or 224 do")
+        if info["task"] == "multi-label, binary-class":
+            raise ValueError(f"flag {flag} has several labels an image; single-label sets work")
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} is less than 1")
+        self.flag = flag
+        self.size = size
+        self.url: str = info[f"url{suffix}"]
+        self.md5: str = info[f"MD5{suffix}"]
+        self.classes = [info["label"][str(i)] for i in range(len(info["label"]))]
+        self.channels: int = info["n_channels"]
+        self.licence: str = info["license"]
+        self.path = Path(file) if file else Path(root) / f"{flag}{suffix}.npz"
+        self.is_official = file is None
+        self.batch_size = batch_size
+        self.pixel_divisor = pixel_divisor
+        self.augment = augment
+        self.balanced = balanced
+        self.max_images = max_images
+        self.evaluate_on_train = evaluate_on_train
+        self.seed = seed
+        self.datasets: dict[str, ImageDataset] = {}
+
+    @property
+    def class_count(self) -> int:
+        """Return the number of classes."""
+        return len(self.classes)
+
+    @property
+    def inputs(self) -> int:
+        """Return the number of values of an image."""
+        return self.channels * self.size**2
+
+    # ------------------------------------------------------------------ getting the data
+
+    def prepare_data(self) -> None:
+        """Download the official file if it is not there; one process does.
+
+        Raises:
+            UserError: if that fails; says what to do instead.
+        """
+        if self.path.exists():
+            return
+        if not self.is_official:
+            raise UserError(f"data.init_args.file {self.path} does not exist")
+        rank_zero_info(f"{self.path} does not exist: downloading it ({self.licence})")
+        try:
+            download(self.url, self.path, f"md5:{self.md5}")
+        except UserError as error:
+            raise UserError(
+                f"{error}. Put the file at {self.path} by hand, name a file of your own in its "
+                "layout with --data.init_args.file, or add --config configs/demo/oct.yaml to "
+                "train on generated images"
+            ) from error
+
+    # ------------------------------------------------------------------ checking
+
+    def setup(self, stage: str) -> None:
+        """Read and check what ``stage`` needs.
+
+        Raises:
+            UserError: if the file is damaged or not in MedMNIST's layout.
+        """
+        needed = {
+            TrainerFn.FITTING: ("train", "val"),
+            TrainerFn.VALIDATING: ("val",),
+            TrainerFn.TESTING: ("test",),
+            TrainerFn.PREDICTING: ("test",),
+        }[TrainerFn(stage)]
+        if all(split in self.datasets for split in needed):
+            return
+        if self.is_official:
+            check_digest(self.path, f"md5:{self.md5}")
+        else:
+            rank_zero_info(f"{self.path} is not checked against the official {self.flag}")
+        for split in needed:
+            source = "train" if self.evaluate_on_train else split
+            images, labels = self.select(source, *self.read_split(source))
+            self.datasets[split] = ImageDataset(images, labels)
+
+    def read_split(self, split: str) -> tuple[Tensor, Tensor]:
+        """Return images (N, channels, height, width) as uint8 and labels (N,) as int64.
+
+        Raises:
+            UserError: if arrays are missing, or of another shape, type or range.
+        """
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                images, labels = (file[f"{split}_{part}"] for part in ("images", "labels"))
+        except KeyError as error:
+            raise UserError(f"{self.path} has no array {split}_images or {split}_labels") from error
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} is damaged or no .npz file ({error})") from error
+        shape = (self.size, self.size) + ((3,) if self.channels == 3 else ())
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise UserError(
+                f"{self.path}: {split}_images is {images.dtype} {images.shape}, not uint8 "
+                f"(N, {', '.join(map(str, shape))})"
+            )
+        if labels.shape not in ((len(images), 1), (len(images),)) or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"{self.path}: {split}_labels is {labels.dtype} {labels.shape}, not integers "
+                f"({len(images)}, 1)"
+            )
+        labels = labels.reshape(-1).astype(np.int64)
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(self.classes):
+            raise UserError(
+                f"{self.path}: {split}_labels must be in 0 … {len(self.classes) - 1}, one at least"
+            )
+        images = images[:, None] if self.channels == 1 else images.transpose(0, 3, 1, 2)
+        return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels)
+
+    def select(self, split: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the part of a split that is used."""
+        return images[: self.max_images], labels[: self.max_images]
+
+    # ------------------------------------------------------------------ batching
+
+    def train_dataloader(self) -> DataLoader[ImageBatch]:
+        """Return shuffled batches."""
+        return self._dataloader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[ImageBatch]:
+        """Return batches in order."""
+        return self._dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[ImageBatch]:
+        """Return batches in order."""
+        return self._dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[ImageBatch]:
+        """Return the test batches."""
+        return self._dataloader("test")
+
+    def _dataloader(self, split: str, *, shuffle: bool = False) -> DataLoader[ImageBatch]:
+        dataset = self.datasets[split]
+        sampler = ShuffledBatchSampler(
+            len(dataset),
+            # Without gradients a batch may be large, and is much faster so.
+            self.batch_size if shuffle else max(self.batch_size, 512),
+            shuffle=shuffle,
+            weights=class_weights(dataset.labels) if shuffle and self.balanced else None,
+            seed=self.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        # Images are in memory and a batch is one indexing: worker processes would only copy.
+        return DataLoader(dataset, batch_size=None, sampler=sampler)
+
+    def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
+        """Scale pixels, and augment in training, on the model's device."""
+        images = batch.images.float().div_(self.pixel_divisor)
+        if self.augment is not None and self.trainer is not None and self.trainer.training:
+            images = self.augment(images)
+        return ImageBatch(batch.indices, images, batch.labels)
+
+
+def class_weights(labels: Tensor) -> Tensor:
+    """Return for each label 1 / the number of its class."""
+    return (1 / torch.bincount(labels).float())[labels]

@@ -1,0 +1,46 @@
+"""OCTMNIST: retinal OCT images in four classes (Kermany et al. 2018, CC BY 4.0)."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from datamodules.medmnist import MedMNISTDataModule
+from errors import UserError
+
+COURSE_TEST_IMAGES = (182, 55, 42, 250)
+"""Of each class, the first ones: the course's test set, which has the natural class priors."""
+
+
+class OCTMNISTDataModule(MedMNISTDataModule):
+    """OCTMNIST with the official test set, or with the course's.
+
+    The two are not comparable: 0.25 and 0.473 are what guessing the most frequent class gives.
+
+    Args:
+        test_protocol: ``official`` takes all test images (1,000, balanced), ``course`` the first
+            182, 55, 42 and 250 of the classes.
+        kwargs: as `MedMNISTDataModule`.
+    """
+
+    def __init__(
+        self, test_protocol: Literal["official", "course"] = "official", **kwargs: Any
+    ) -> None:
+        super().__init__(flag="octmnist", **kwargs)
+        self.test_protocol = test_protocol
+
+    def select(self, split: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the part of a split that is used, in the file's order."""
+        if split == "test" and self.test_protocol == "course":
+            chosen = []
+            for label, count in enumerate(COURSE_TEST_IMAGES):
+                places = (labels == label).nonzero().flatten()
+                if len(places) < count:
+                    raise UserError(
+                        f"{self.path} has {len(places)} test images of class {label}, the course's "
+                        f"protocol needs {count}: set --data.init_args.test_protocol=official"
+                    )
+                chosen.append(places[:count])
+            places = torch.cat(chosen).sort().values
+            images, labels = images[places], labels[places]
+        return super().select(split, images, labels)

@@ -1,0 +1,57 @@
+"""Training of the classifiers by plain linear algebra."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from datamodules.medmnist import ImageBatch
+from lightning_modules.classifier import Classifier
+from networks.scratch import ScratchNetwork
+
+
+class ScratchClassifier(Classifier):
+    """Hand a numpy network its examples in the data module's order; no autograd, CPU only.
+
+    The network updates itself after every single example; a batch is only how many it is handed
+    at once. Its parameters are in the checkpoint.
+
+    Args:
+        network: a classifier with hand-written updates.
+        classes: number of classes; the data module's.
+    """
+
+    def __init__(self, network: ScratchNetwork, classes: int) -> None:
+        super().__init__(classes)
+        self.automatic_optimization = False
+        self.network = network
+        # Tensors over the arrays' own memory: what the network changes is what is saved.
+        self.parameters_ = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.from_numpy(array), requires_grad=False)
+                for name, array in network.parameters.items()
+            }
+        )
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(array.size for array in self.network.parameters.values())
+
+    def configure_optimizers(self) -> Optimizer:
+        """Return an optimizer that changes nothing: the trainer counts steps by it."""
+        return SGD(self.parameters_.values(), lr=0.0)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.network.scores(to_rows(images)))
+
+    def training_step(self, batch: ImageBatch) -> None:
+        """Update by one example after another."""
+        losses = self.network.update(to_rows(batch.images), batch.labels.numpy())
+        self.sum_losses(torch.tensor(losses.sum()), len(losses))
+        self.optimizers().step()  # type: ignore[union-attr]
+
+
+def to_rows(images: Tensor) -> NDArray[np.float64]:
+    """(batch, channels, height, width) → rows of float64, (batch, inputs)."""
+    return images.flatten(1).double().numpy()

@@ -1,0 +1,179 @@
+from pathlib import Path
+from typing import Any
+
+import medmnist
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from datamodules import MedMNISTDataModule, OCTMNISTDataModule
+from datamodules.demo_oct import write_file
+from errors import UserError
+from tests.conftest import REAL_DATA
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "oct.npz"
+    write_file(path, 100, 28)
+    return path
+
+
+def colour_file(path: Path, **changes: Any) -> Path:
+    """Write BloodMNIST's layout: colour, 8 classes."""
+    random = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for split, count in (("train", 30), ("val", 10), ("test", 10)):
+        arrays[f"{split}_images"] = random.integers(0, 256, (count, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = random.integers(0, 8, (count, 1))
+    arrays.update(changes)
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+def test_batches_are_the_files_images_scaled_and_each_comes_once(file: Path) -> None:
+    data = OCTMNISTDataModule(file=str(file), batch_size=16, pixel_divisor=256)
+    data.setup("fit")
+    assert (data.class_count, data.channels, data.inputs) == (4, 1, 784)
+    arrays = np.load(file)
+    seen = []
+    loader = data.train_dataloader()
+    for indices, stored in zip(loader.sampler, loader, strict=True):
+        batch = data.on_after_batch_transfer(stored, 0)
+        assert stored.images.dtype == torch.uint8
+        expected = arrays["train_images"][indices.numpy()][:, None] / 256
+        np.testing.assert_allclose(batch.images.numpy(), expected, rtol=1e-6)
+        assert (batch.labels.numpy() == arrays["train_labels"][indices.numpy(), 0]).all()
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(100))
+
+
+def test_colour_sets_of_any_class_number_work(tmp_path: Path) -> None:
+    path = colour_file(tmp_path / "blood.npz")
+    data = MedMNISTDataModule(flag="bloodmnist", file=str(path))
+    data.setup("test")
+    assert (data.class_count, data.channels, data.inputs) == (8, 3, 2352)
+    images = data.datasets["test"].images
+    assert images.shape == (10, 3, 28, 28)
+    assert (images[3, 1].numpy() == np.load(path)["test_images"][3, :, :, 1]).all()
+
+
+def test_the_courses_test_set_is_the_first_images_of_each_class(file: Path) -> None:
+    labels = np.load(file)["test_labels"][:, 0]
+    sizes = {}
+    for protocol in ("official", "course"):
+        data = OCTMNISTDataModule(file=str(file), test_protocol=protocol)
+        data.setup("test")
+        sizes[protocol] = torch.bincount(data.datasets["test"].labels).tolist()
+        if protocol == "course":
+            first = [np.flatnonzero(labels == c)[:n] for c, n in enumerate((182, 55, 42, 250))]
+            chosen = np.load(file)["test_images"][np.sort(np.concatenate(first))]
+            assert (data.datasets["test"].images[:, 0].numpy() == chosen).all()
+    assert sizes == {"official": [250] * 4, "course": [182, 55, 42, 250]}
+
+
+def test_balanced_sampling_draws_all_classes_equally() -> None:
+    labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
+    from datamodules.medmnist import class_weights
+    from datamodules.sampling import ShuffledBatchSampler
+
+    sampler = ShuffledBatchSampler(1000, 100, shuffle=True, weights=class_weights(labels))
+    counts = torch.bincount(labels[torch.cat(list(sampler))])
+    assert counts.sum() == 1000
+    assert ((counts - 1000 / 3).abs() < 60).all()
+
+
+class Brighter(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + 1
+
+
+def test_augmentation_is_for_training_alone(file: Path) -> None:
+    data = OCTMNISTDataModule(file=str(file), augment=Brighter())
+    data.setup("fit")
+    stored = next(iter(data.val_dataloader()))
+    for training in (True, False):
+        data.trainer = type("Trainer", (), {"training": training})()
+        assert (data.on_after_batch_transfer(stored, 0).images.min() >= 1) == training
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_images": None}, "has no array train_images or train_labels"),
+        (
+            {"train_images": np.zeros((30, 28, 28), np.uint8)},
+            r"train_images is uint8 \(30, 28, 28\)",
+        ),
+        ({"train_images": np.zeros((30, 28, 28, 3))}, "train_images is float64"),
+        ({"train_labels": np.zeros((29, 1), int)}, r"train_labels is int64 \(29, 1\)"),
+        ({"train_labels": np.zeros((30, 1))}, "train_labels is float64"),
+        ({"train_labels": np.full((30, 1), 8)}, r"train_labels must be in 0 … 7"),
+        ({"train_labels": np.full((30, 1), -1)}, r"train_labels must be in 0 … 7"),
+        ({"train_labels": np.full((30, 1), "a", object)}, "is damaged or no .npz file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_wrong_with_a_file_is_named(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = colour_file(tmp_path / "blood.npz", **changes)
+    data = MedMNISTDataModule(flag="bloodmnist", file=str(path))
+    with pytest.raises(UserError, match=message) as raised:
+        data.setup("fit")
+    assert "blood.npz" in str(raised.value)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9])
+def test_truncated_files_are_named(kept: float, tmp_path: Path) -> None:
+    path = colour_file(tmp_path / "blood.npz")
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(UserError, match=r"blood\.npz is damaged or no \.npz file"):
+        MedMNISTDataModule(flag="bloodmnist", file=str(path)).setup("fit")
+
+
+def test_the_official_file_is_checked_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    data = OCTMNISTDataModule(root=str(tmp_path))
+    assert data.md5 == "c68d92d5b585d8d81f7112f81e2d0842"
+    assert OCTMNISTDataModule(size=64).url.endswith("octmnist_64.npz?download=1")
+    write_file(tmp_path / "octmnist.npz", 10, 28)
+    with pytest.raises(UserError, match=r"octmnist\.npz has the md5"):
+        data.setup("fit")
+    with pytest.raises(UserError, match=r"nowhere\.npz does not exist"):
+        OCTMNISTDataModule(file="nowhere.npz").prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"flag": "mnist"}, "flag mnist is none of MedMNIST's 2-D sets: pathmnist"),
+        ({"flag": "organmnist3d"}, "flag organmnist3d is none of MedMNIST's"),
+        ({"flag": "chestmnist"}, "chestmnist has several labels an image"),
+        ({"size": 32}, "size 32 of octmnist does not exist"),
+        ({"batch_size": 0}, "batch_size 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MedMNISTDataModule(**settings)
+
+
+def test_every_single_label_set_of_medmnist_is_known() -> None:
+    flags = [f for f, info in medmnist.INFO.items() if "multi-label" not in info["task"]]
+    flat = [flag for flag in flags if not flag.endswith("3d")]
+    assert len(flat) == 11
+    for flag in flat:
+        assert MedMNISTDataModule(flag=flag).class_count >= 2
+
+
+@pytest.mark.skipif(
+    not (REAL_DATA / "octmnist.npz").exists(), reason="the real images are not here"
+)
+@pytest.mark.parametrize("size", [28, 64])
+def test_real_images_are_read(size: int) -> None:
+    name = "octmnist.npz" if size == 28 else "octmnist_64.npz"
+    data = OCTMNISTDataModule(file=str(REAL_DATA / name), size=size)
+    data.setup("fit")
+    data.setup("test")
+    assert [len(data.datasets[split]) for split in ("train", "val", "test")] == [5950, 660, 504]
