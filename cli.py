@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from errors import UserError
 
@@ -23,6 +24,7 @@ examples:
   python cli.py fit --config configs/asr_transformer.yaml --ckpt_path last
   python cli.py test --config configs/asr_transformer.yaml
   python cli.py predict --config configs/asr_transformer.yaml --data.init_args.predict_paths+=a.wav
+  python cli.py compare runs/asr_transformer runs/asr_lstm
   tensorboard --logdir runs
 """
 OVERRIDES = """\
@@ -72,18 +74,31 @@ def build_parser() -> argparse.ArgumentParser:
             if stage == "fit"
             else "checkpoint to use, by default best",
         )
+    compare = commands.add_parser("compare", help="put runs side by side: a table and curves")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directory, trained and tested")
+    compare.add_argument(
+        "--output",
+        metavar="DIR",
+        default="runs/comparison",
+        help="folder for comparison.md and curves.png (default: %(default)s)",
+    )
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; what the user can mend ends in one line and exit status 1."""
     args = sys.argv[1:] if args is None else list(args)
-    if not args or args[0] not in STAGES or {"-h", "--help"} & set(args):
-        build_parser().parse_args(args or ["--help"])
+    own = not args or args[0] not in STAGES or {"-h", "--help"} & set(args)
+    options = build_parser().parse_args(args or ["--help"]) if own else None
     try:
-        from commands.train import run
+        if options is None:
+            from commands.train import run
 
-        run(["--help" if arg == "--help-all" else arg for arg in args])
+            run(["--help" if arg == "--help-all" else arg for arg in args])
+        else:
+            from commands.compare import compare
+
+            compare([Path(path) for path in options.runs], Path(options.output))
     except UserError as error:
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise

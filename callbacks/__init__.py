@@ -2,6 +2,7 @@
 
 from callbacks.image_predictions import ClassificationPictures, ProbabilityWriter
 from callbacks.run_checkpoint import RunCheckpoint
+from callbacks.run_facts import RunFacts
 from callbacks.speech_examples import SpeechExamples
 from callbacks.transcripts import TranscriptWriter
 
@@ -9,6 +10,7 @@ __all__ = [
     "ClassificationPictures",
     "ProbabilityWriter",
     "RunCheckpoint",
+    "RunFacts",
     "SpeechExamples",
     "TranscriptWriter",
 ]

@@ -30,7 +30,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
-from callbacks import RunCheckpoint
+from callbacks import RunCheckpoint, RunFacts
 from callbacks.metrics_csv import MetricsCSV
 from commands.run_directory import RunDirectory
 from errors import UserError
@@ -136,10 +136,11 @@ class SuiteCLI(LightningCLI):
         """Build the trainer around the run directory; only fit logs curves."""
         kwargs["default_root_dir"] = str(self.run.path)
         trainer = self._get(self.config_init, "trainer")
+        callbacks = trainer.callbacks or []
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger in (None, True):
-            kwargs["callbacks"] = [*(trainer.callbacks or []), LearningRateMonitor("step")]
+            kwargs["callbacks"] = [*callbacks, RunFacts(), LearningRateMonitor("step")]
             kwargs["logger"] = [
                 TensorBoardLogger(
                     self.run.path,

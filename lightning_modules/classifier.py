@@ -1,19 +1,16 @@
 """Image classification: what every classifier measures, and the one that autograd trains."""
 
-import time
 from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from datamodules.medmnist import ImageBatch, MedMNISTDataModule
 from errors import UserError
-from networks.classifiers import get_number_trainable_params
 
 
 class Classifier(LightningModule, ABC):
@@ -21,7 +18,7 @@ class Classifier(LightningModule, ABC):
 
     Logged for validation and test: ``loss`` (cross-entropy), ``accuracy`` over all images and
     ``auc``, the mean over classes (equal to ``medmnist.Evaluator``'s); for training the mean
-    ``loss`` of the epoch and ``time/epoch``, the seconds of training alone.
+    ``loss`` of the epoch.
 
     Args:
         classes: number of classes; the data module's.
@@ -37,11 +34,6 @@ class Classifier(LightningModule, ABC):
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (batch, classes) of images (batch, channels, height, width)."""
 
-    @property
-    def parameter_count(self) -> int:
-        """Return the number of parameters that training changes."""
-        return get_number_trainable_params(self)
-
     def setup(self, stage: str) -> None:
         """Check that the data are images.
 
@@ -52,14 +44,8 @@ class Classifier(LightningModule, ABC):
         if not isinstance(data, MedMNISTDataModule):
             raise UserError(f"{type(self).__name__} needs image data, not {type(data).__name__}")
 
-    def on_fit_start(self) -> None:
-        """Say how large the model is."""
-        rank_zero_info(f"{self.parameter_count:,} trainable parameters")
-
     def on_train_epoch_start(self) -> None:
-        """Start the clock and the sum of the losses."""
-        self._epoch_start = time.perf_counter()
-        self._epoch_seconds: float | None = None
+        """Start the sum of the losses."""
         self._loss_sum = torch.zeros((), device=self.device)
         self._examples = 0
 
@@ -71,15 +57,9 @@ class Classifier(LightningModule, ABC):
         self._loss_sum += total
         self._examples += examples
 
-    def on_validation_start(self) -> None:
-        """Stop it where the trainer validates inside the epoch."""
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._epoch_seconds = time.perf_counter() - self._epoch_start
-
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's mean loss and its seconds."""
+        """Log the epoch's mean loss."""
         self.log("train/loss", self._loss_sum / max(self._examples, 1), sync_dist=True)
-        self.log("time/epoch", self._epoch_seconds or time.perf_counter() - self._epoch_start)
 
     def validation_step(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Score one batch; return its ``logits``."""

@@ -36,6 +36,7 @@ class ScratchClassifier(Classifier):
 
     @property
     def parameter_count(self) -> int:
+        """Return the number of parameters that training changes, though not by gradients."""
         return sum(array.size for array in self.network.parameters.values())
 
     def configure_optimizers(self) -> Optimizer:

@@ -1,0 +1,137 @@
+"""``compare``: runs side by side, as a table and as curves; reads nothing but run directories."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from commands.run_directory import RunDirectory
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory tells.
+
+    Attributes:
+        name: of the experiment.
+        curves: metric → epoch → value, the last of each epoch.
+        parameters: number of trainable parameters.
+        best_epoch: the epoch of best.ckpt, counted from 0.
+        test: test metric → value, of the checkpoint that was tested.
+    """
+
+    name: str
+    curves: dict[str, dict[int, float]]
+    parameters: int
+    best_epoch: int
+    test: dict[str, float]
+
+    def facts(self) -> dict[str, str]:
+        """Return a row of the table: heading → cell."""
+        facts = {
+            "parameters": f"{self.parameters:,}",
+            "best epoch": f"{self.best_epoch + 1} of {len(self.curves['train/loss'])}",
+        }
+        for name in ("train/loss", "val/loss"):
+            facts[name] = f"{self.curves[name][self.best_epoch]:.4f}"
+        facts |= {name: f"{value:.4f}" for name, value in sorted(self.test.items())}
+        seconds = list(self.curves["time/epoch"].values())
+        facts["seconds/epoch"] = f"{sum(seconds) / len(seconds):.1f}"
+        return facts
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: if it is missing, or was not trained and tested.
+    """
+    run = RunDirectory(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is no run directory: it does not exist")
+    for file, stage in ((run.config, "fit"), (run.metrics, "fit"), (run.test_metrics, "test")):
+        if not file.is_file():
+            raise UserError(f"{path} is not finished: it has no {file.name}; {stage} it first")
+    curves: dict[str, dict[int, float]] = {}
+    parameters = 0
+    with run.metrics.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            if row.get("parameters"):
+                parameters = int(float(row["parameters"]))
+            for name, value in row.items():
+                if row.get("epoch") and value and name not in ("epoch", "step"):
+                    curves.setdefault(name, {})[int(row["epoch"])] = float(value)
+    checkpoint = yaml.safe_load(run.config.read_text(encoding="utf-8"))["checkpoint"]
+    monitor, mode = checkpoint["monitor"], checkpoint["mode"]
+    missing = [name for name in (monitor, "train/loss", "val/loss") if name not in curves]
+    if missing:
+        raise UserError(f"{path} is not finished: its metrics.csv has no {missing[0]} yet")
+    choose = min if mode == "min" else max
+    # The first of equals, as the checkpoint keeps it.
+    best_epoch = choose(curves[monitor], key=lambda epoch: curves[monitor][epoch])
+    test = json.loads(run.test_metrics.read_text(encoding="utf-8"))["metrics"]
+    return Run(path.name, curves, parameters, best_epoch, test)
+
+
+def compare(paths: list[Path], output: Path) -> None:
+    """Compare runs on the terminal, in ``comparison.md`` and in ``curves.png``.
+
+    Raises:
+        UserError: if a run is missing or unfinished, or they are of different tasks.
+    """
+    runs = [read_run(path) for path in paths]
+    for path, run in zip(paths, runs, strict=True):
+        if not set(run.test) & set(runs[0].test) - {"test/loss"}:
+            raise UserError(
+                f"{path} and {paths[0]} are of different tasks: they share no test metric but the "
+                "loss"
+            )
+    facts = [run.facts() for run in runs]
+    headings = list(dict.fromkeys(heading for row in facts for heading in row))
+    # Metrics are rows and runs are columns: there are more metrics than fit a terminal.
+    rows = [[heading, *(row.get(heading, "–") for row in facts)] for heading in headings]
+    names = [run.name for run in runs]
+    table = Table("", *names)
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table)
+    lines = [["", *names], ["---"] + ["---:"] * len(names), *rows]
+    output.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    (output / "comparison.md").write_text(text, encoding="utf-8")
+    draw_curves(runs, output / "curves.png")
+    Console().print(f"written to {output / 'comparison.md'} and {output / 'curves.png'}")
+
+
+def draw_curves(runs: list[Run], path: Path) -> None:
+    """Draw a panel for each validation metric that all runs have, with training where logged."""
+    from matplotlib.figure import Figure
+
+    shared = [
+        name
+        for name in runs[0].curves
+        if name.startswith("val/") and all(name in run.curves for run in runs)
+    ]
+    columns = min(len(shared), 3)
+    rows = math.ceil(len(shared) / columns)
+    figure = Figure(figsize=(4.5 * columns, 3.5 * rows), layout="constrained")
+    figure.subplots(rows, columns, squeeze=False)
+    for axes in figure.axes[len(shared) :]:
+        axes.remove()
+    for axes, name in zip(figure.axes, shared, strict=True):
+        for i, run in enumerate(runs):
+            for prefix, style in (("val/", "-"), ("train/", ":")):
+                curve = run.curves.get(prefix + name.removeprefix("val/"))
+                if curve:
+                    epochs = [epoch + 1 for epoch in curve]
+                    label = f"{run.name}, {prefix[:-1]}"
+                    axes.plot(epochs, list(curve.values()), style, color=f"C{i}", label=label)
+        axes.set(title=name.removeprefix("val/"), xlabel="epoch")
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)

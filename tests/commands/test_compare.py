@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+import cli
+from tests.conftest import CONFIGS
+
+
+def train(name: str, retinas: Path, runs: Path, experiment: str, *, test: bool = True) -> Path:
+    args = ["--config", str(CONFIGS / f"octmnist_{name}.yaml"), "--experiment", experiment]
+    args += [f"--data.init_args.file={retinas}", f"--trainer.default_root_dir={runs}"]
+    args += ["--trainer.max_epochs=3", "--trainer.enable_progress_bar=false"]
+    cli.main(["fit", *args])
+    if test:
+        cli.main(["test", *args])
+    return runs / experiment
+
+
+def test_a_comparison_is_a_table_and_curves(
+    retinas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        train("perceptron", retinas, tmp_path, "first"),
+        train("logistic_regression", retinas, tmp_path, "second"),
+    ]
+    cli.main(["compare", *map(str, runs), "--output", str(tmp_path / "out")])
+    lines = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8").splitlines()
+    rows = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines[2:])}
+    assert lines[0] == "|  | first | second |"
+    assert rows["parameters"] == ["3,140", "3,140"]
+    assert all(cell.endswith(" of 3") for cell in rows["best epoch"])
+    for metric in ("train/loss", "val/loss", "test/accuracy", "test/auc", "seconds/epoch"):
+        assert all(float(cell) >= 0 for cell in rows[metric])
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "test/accuracy" in capsys.readouterr().out
+
+
+def test_missing_unfinished_and_unlike_runs_are_named(
+    retinas: Path, small: list[str], tmp_path: Path
+) -> None:
+    image = train("perceptron", retinas, tmp_path, "image")
+    untested = train("perceptron", retinas, tmp_path, "untested", test=False)
+    speech = [*small, "--experiment", "speech", f"--trainer.default_root_dir={tmp_path}"]
+    cli.main(["fit", *speech])
+    cli.main(["test", *speech])
+    for other, message in (
+        (tmp_path / "nowhere", "nowhere is no run directory"),
+        (untested, "untested is not finished: it has no test_metrics.json"),
+        (tmp_path / "speech", "are of different tasks"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            cli.main(["compare", str(image), str(other), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
