@@ -25,6 +25,7 @@ examples:
   python cli.py test --config configs/asr_transformer.yaml
   python cli.py predict --config configs/asr_transformer.yaml --data.init_args.predict_paths+=a.wav
   python cli.py compare runs/asr_transformer runs/asr_lstm
+  python cli.py sweep --config configs/sweeps/octmnist_cnn_learning_rate.yaml
   tensorboard --logdir runs
 """
 OVERRIDES = """\
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES}\nmore on a command: python cli.py fit --help",
         formatter_class=layout,
     )
-    commands = parser.add_subparsers(metavar="command", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for stage, purpose in STAGES.items():
         command = commands.add_parser(
             stage,
@@ -82,6 +83,16 @@ def build_parser() -> argparse.ArgumentParser:
         default="runs/comparison",
         help="folder for comparison.md and curves.png (default: %(default)s)",
     )
+    sweep = commands.add_parser(
+        "sweep", help="search hyper-parameters; other arguments are those of every fit"
+    )
+    sweep.add_argument("--config", metavar="FILE", required=True, help="YAML of a sweep")
+    sweep.add_argument(
+        "--storage",
+        metavar="URL",
+        help="database of the study, to share it between processes and machines; by default "
+        "runs/<sweep>/study.db",
+    )
     return parser
 
 
@@ -89,16 +100,22 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; what the user can mend ends in one line and exit status 1."""
     args = sys.argv[1:] if args is None else list(args)
     own = not args or args[0] not in STAGES or {"-h", "--help"} & set(args)
-    options = build_parser().parse_args(args or ["--help"]) if own else None
+    options, others = build_parser().parse_known_args(args or ["--help"]) if own else (None, args)
+    if options and others and options.command != "sweep":
+        build_parser().error(f"unrecognized arguments: {' '.join(others)}")
     try:
         if options is None:
             from commands.train import run
 
             run(["--help" if arg == "--help-all" else arg for arg in args])
-        else:
+        elif options.command == "compare":
             from commands.compare import compare
 
             compare([Path(path) for path in options.runs], Path(options.output))
+        else:
+            from commands.sweep import run_sweep
+
+            run_sweep(Path(options.config), others, options.storage)
     except UserError as error:
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise

@@ -58,15 +58,7 @@ def read_run(path: Path) -> Run:
     for file, stage in ((run.config, "fit"), (run.metrics, "fit"), (run.test_metrics, "test")):
         if not file.is_file():
             raise UserError(f"{path} is not finished: it has no {file.name}; {stage} it first")
-    curves: dict[str, dict[int, float]] = {}
-    parameters = 0
-    with run.metrics.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            if row.get("parameters"):
-                parameters = int(float(row["parameters"]))
-            for name, value in row.items():
-                if row.get("epoch") and value and name not in ("epoch", "step"):
-                    curves.setdefault(name, {})[int(row["epoch"])] = float(value)
+    curves = read_curves(run.metrics)
     checkpoint = yaml.safe_load(run.config.read_text(encoding="utf-8"))["checkpoint"]
     monitor, mode = checkpoint["monitor"], checkpoint["mode"]
     missing = [name for name in (monitor, "train/loss", "val/loss") if name not in curves]
@@ -76,7 +68,19 @@ def read_run(path: Path) -> Run:
     # The first of equals, as the checkpoint keeps it.
     best_epoch = choose(curves[monitor], key=lambda epoch: curves[monitor][epoch])
     test = json.loads(run.test_metrics.read_text(encoding="utf-8"))["metrics"]
-    return Run(path.name, curves, parameters, best_epoch, test)
+    return Run(path.name, curves, int(curves["parameters"][0]), best_epoch, test)
+
+
+def read_curves(path: Path) -> dict[str, dict[int, float]]:
+    """Read ``metrics.csv``: metric → epoch → value, the last of each epoch."""
+    curves: dict[str, dict[int, float]] = {}
+    with path.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            for name, value in row.items():
+                if value and name not in ("epoch", "step"):
+                    # Only what is logged behind the loop, before it starts, has no epoch.
+                    curves.setdefault(name, {})[int(row.get("epoch") or 0)] = float(value)
+    return curves
 
 
 def compare(paths: list[Path], output: Path) -> None:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor
@@ -257,9 +257,32 @@ def run(args: list[str]) -> None:
         ) from error
 
 
-def start(args: list[str]) -> None:
+class ParsedCLI(SuiteCLI):
+    """The command line read and checked, and nothing built or run."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def parse(args: list[str]) -> Namespace:
+    """Return the configuration that a stage would run with.
+
+    Raises:
+        UserError: if a key is unknown or a value is not of its type.
+    """
+    quieten()
+    cli = start(args, ParsedCLI)
+    return cli.config[cli.subcommand]
+
+
+def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
     """Run a stage with LightningCLI's own exceptions."""
-    SuiteCLI(
+    return cli(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,

@@ -1,0 +1,248 @@
+"""``sweep``: search hyper-parameters with Optuna; every trial is a run of its own.
+
+Trials wait in the study's database until a process takes them, so that any number of processes and
+machines can share one, and an interrupted sweep goes on: a trial that was cut short waits again,
+and its run resumes from its last checkpoint.
+"""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from filelock import FileLock
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.table import Table
+
+from commands.compare import Run, draw_curves, read_curves, read_run
+from commands.run_directory import RunDirectory
+from commands.train import parse
+from errors import UserError
+
+CLI = Path(__file__).parent.parent / "cli.py"
+HEARTBEAT = 60  # seconds between signs of life of a process that works on a trial
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched, and how.
+
+    Attributes:
+        name: of the sweep; its folder is ``runs/<name>``.
+        configs: of the experiment.
+        search: key → the values to try, or bounds ``{low, high, log}`` to draw from.
+        trials: ``grid`` for every combination once, or a number of trials for Optuna's TPE.
+        arguments: more arguments of ``fit`` and ``test``.
+        root: folder of the sweep's folder.
+    """
+
+    name: str
+    configs: list[str]
+    search: dict[str, Any]
+    trials: int | str
+    arguments: list[str]
+    root: Path = Path("runs")
+
+    @property
+    def folder(self) -> Path:
+        """Return where the study and the runs are."""
+        return self.root / self.name
+
+    def fit_arguments(self, values: dict[str, Any]) -> list[str]:
+        """Return the command line of one trial, without the stage."""
+        layers = [part for config in self.configs for part in ("--config", config)]
+        chosen = [f"--{key}={value}" for key, value in values.items()]
+        return [*layers, *self.arguments, *chosen, "--experiment", self.experiment(values)]
+
+    def experiment(self, values: dict[str, Any]) -> str:
+        """Return the name of a trial's run: the same values, the same run."""
+        leaves = [f"{key.rpartition('.')[2]}={value}" for key, value in values.items()]
+        return f"{self.name}/{','.join(leaves)}".replace(" ", "")
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """Yield every combination of the values to try."""
+        for values in itertools.product(*self.search.values()):
+            yield dict(zip(self.search, values, strict=True))
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Return the trial's values, drawn unless they waited in the study."""
+        return {
+            key: trial.suggest_categorical(key, space)
+            if isinstance(space, list)
+            else trial.suggest_float(key, space["low"], space["high"], log=space.get("log", False))
+            for key, space in self.search.items()
+        }
+
+
+def read_sweep(path: Path, arguments: Sequence[str]) -> Sweep:
+    """Read a sweep's YAML.
+
+    Raises:
+        UserError: if it is malformed, or searches a key that the experiment does not have.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+    required = {"configs", "search", "trials"}
+    if not isinstance(content, dict) or not required <= set(content) <= required | {"set"}:
+        raise UserError(f"{path} must have the keys configs, search and trials, and perhaps set")
+    search, trials = content["search"], content["trials"]
+    for key, space in search.items():
+        bounds = isinstance(space, dict) and {"low", "high"} <= set(space) <= {"low", "high", "log"}
+        if not (isinstance(space, list) and space) and not bounds:
+            raise UserError(f"{path}: {key} needs a list of values, or low, high and perhaps log")
+        if trials == "grid" and bounds:
+            raise UserError(f"{path}: {key} has bounds, a grid needs a list of values")
+    if trials != "grid" and not (isinstance(trials, int) and trials > 0):
+        raise UserError(f"{path}: trials must be grid or a number above 0, not {trials}")
+    fixed = [f"--{key}={value}" for key, value in content.get("set", {}).items()]
+    sweep = Sweep(path.stem, content["configs"], search, trials, [*fixed, *arguments])
+    for key, space in search.items():  # an unknown key fails now, not in every trial
+        values = space if isinstance(space, list) else [space["low"], space["high"]]
+        for value in values:
+            parse(["fit", *sweep.fit_arguments({key: value})])
+    return sweep
+
+
+def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) -> None:
+    """Run trials until none is left, then show them and test the winner once.
+
+    Args:
+        path: the sweep's YAML.
+        arguments: more arguments of ``fit``, for every trial.
+        storage: URL of the study's database; a SQLite file in the sweep's folder by default.
+
+    Raises:
+        UserError: if the sweep cannot start, or every trial failed.
+    """
+    sweep = read_sweep(path, arguments)
+    config = parse(["fit", *sweep.fit_arguments({})])
+    sweep = replace(sweep, root=Path(config.trainer.default_root_dir))
+    monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(sweep.folder / ".lock"):  # one process fills the queue
+        study = optuna.create_study(
+            study_name=sweep.name,
+            storage=optuna.storages.RDBStorage(
+                storage or f"sqlite:///{sweep.folder / 'study.db'}",
+                heartbeat_interval=HEARTBEAT,
+                failed_trial_callback=optuna.storages.RetryFailedTrialCallback(),
+            ),
+            sampler=optuna.samplers.TPESampler(),
+            direction="minimize" if mode == "min" else "maximize",
+            load_if_exists=True,
+        )
+        if sweep.trials == "grid" and not study.trials:
+            for values in sweep.grid():
+                study.enqueue_trial(values)
+    while has_work(study, sweep):
+        run_trial(study, sweep, monitor, mode)
+    if not study.get_trials(states=(TrialState.RUNNING,)):  # the last process to end
+        report(study, sweep)
+
+
+def has_work(study: optuna.Study, sweep: Sweep) -> bool:
+    """Return whether a trial is left for this process; revive those of dead processes."""
+    optuna.storages.fail_stale_trials(study)
+    if study.get_trials(states=(TrialState.WAITING,)):
+        return True
+    begun = study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL))
+    return isinstance(sweep.trials, int) and len(begun) < sweep.trials
+
+
+def run_trial(study: optuna.Study, sweep: Sweep, monitor: str, mode: str) -> None:
+    """Take a trial, fit it in a process of its own and tell the study the best validation score."""
+    trial = study.ask()
+    if sweep.trials == "grid" and "fixed_params" not in trial.system_attrs:
+        study.tell(trial, state=TrialState.PRUNED)  # another process took the last one
+        return
+    values = sweep.suggest(trial)
+    run = RunDirectory(sweep.root / sweep.experiment(values))
+    arguments = sweep.fit_arguments(values)
+    if (run.checkpoints / "last.ckpt").exists():
+        arguments.append("--ckpt_path=last")
+    Console().print(f"trial {trial.number}: {run.path}")
+    log = run.path.with_suffix(run.path.suffix + ".log")
+    try:
+        with log.open("a", encoding="utf-8") as output:
+            status = subprocess.run(
+                [sys.executable, str(CLI), "fit", *arguments],
+                stdout=output,
+                stderr=output,
+                check=False,
+            ).returncode
+    except BaseException:
+        study.tell(trial, state=TrialState.FAIL)
+        study.enqueue_trial(values)  # to go on with
+        raise
+    curve = read_curves(run.metrics).get(monitor) if run.metrics.exists() else None
+    if status or not curve:
+        lines = log.read_text(encoding="utf-8").strip().splitlines()
+        trial.set_user_attr("error", lines[-1] if lines else f"exit status {status}")
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, (min if mode == "min" else max)(curve.values()))
+
+
+def report(study: optuna.Study, sweep: Sweep) -> None:
+    """Print and write the table of all trials, draw their curves, test the winner if it is not yet.
+
+    Raises:
+        UserError: if every trial failed.
+    """
+    finished = [t for t in study.trials if t.state == TrialState.COMPLETE]
+    failed = [t for t in study.trials if t.state == TrialState.FAIL]
+    if not finished:
+        raise UserError(
+            f"every trial of {sweep.name} failed, the last with: "
+            f"{failed[-1].user_attrs.get('error', 'no message') if failed else 'no trial'}"
+        )
+    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+    finished.sort(key=lambda trial: sign * (trial.value or 0.0))
+    winner = sweep.suggest(study.best_trial)  # type: ignore[arg-type]
+    run = RunDirectory(sweep.root / sweep.experiment(winner))
+    if not run.test_metrics.exists():
+        Console().print(f"testing the winner by validation, {run.path}")
+        subprocess.run(
+            [sys.executable, str(CLI), "test", *sweep.fit_arguments(winner)],
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+    tested = read_run(run.path)
+    keys = list(sweep.search)
+    headings = [*(key.rpartition(".")[2] for key in keys), "best validation", "state"]
+    rows = [
+        [*(str(trial.params[key]) for key in keys), f"{trial.value:.4f}", "finished"]
+        for trial in finished
+    ]
+    rows += [
+        [
+            *(str(trial.params.get(key, "")) for key in keys),
+            "",
+            trial.user_attrs.get("error", "failed"),
+        ]
+        for trial in failed
+    ]
+    table = Table(*headings, title=f"{sweep.name}, {sweep.folder / 'study.db'}")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(tested.test.items()))
+    Console().print(f"winner by validation: {run.path.name}: {scores}")
+    lines = [headings, ["---"] * len(headings), *rows]
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    text += f"\nWinner by validation: `{run.path.name}`: {scores}\n"
+    (sweep.folder / "sweep.md").write_text(text, encoding="utf-8")
+    runs = []
+    for trial in finished:
+        path = sweep.root / sweep.experiment(trial.params)
+        runs.append(Run(path.name, read_curves(path / "metrics.csv"), 0, 0, {}))
+    draw_curves(runs, sweep.folder / "curves.png")
