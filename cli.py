@@ -116,6 +116,8 @@ def main(args: Sequence[str] | None = None) -> None:
             from commands.sweep import run_sweep
 
             run_sweep(Path(options.config), others, options.storage)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except UserError as error:
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise

@@ -17,6 +17,8 @@ class RunFacts(Callback):
         rank_zero_info(f"{count:,} trainable parameters")
         for logger in trainer.loggers:
             logger.log_metrics({"parameters": count}, step=trainer.global_step)
+        # A run resumed in the middle of an epoch does not start that epoch.
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

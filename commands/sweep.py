@@ -6,8 +6,10 @@ and its run resumes from its last checkpoint.
 """
 
 import itertools
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,6 +129,8 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
     sweep = replace(sweep, root=Path(config.trainer.default_root_dir))
     monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(sweep.folder / ".lock"):  # one process fills the queue
         study = optuna.create_study(
@@ -134,7 +138,7 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
             storage=optuna.storages.RDBStorage(
                 storage or f"sqlite:///{sweep.folder / 'study.db'}",
                 heartbeat_interval=HEARTBEAT,
-                failed_trial_callback=optuna.storages.RetryFailedTrialCallback(),
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
             ),
             sampler=optuna.samplers.TPESampler(),
             direction="minimize" if mode == "min" else "maximize",
@@ -142,7 +146,7 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
         )
         if sweep.trials == "grid" and not study.trials:
             for values in sweep.grid():
-                study.enqueue_trial(values)
+                study.enqueue_trial(values, user_attrs={"queued": True})
     while has_work(study, sweep):
         run_trial(study, sweep, monitor, mode)
     if not study.get_trials(states=(TrialState.RUNNING,)):  # the last process to end
@@ -161,7 +165,7 @@ def has_work(study: optuna.Study, sweep: Sweep) -> bool:
 def run_trial(study: optuna.Study, sweep: Sweep, monitor: str, mode: str) -> None:
     """Take a trial, fit it in a process of its own and tell the study the best validation score."""
     trial = study.ask()
-    if sweep.trials == "grid" and "fixed_params" not in trial.system_attrs:
+    if sweep.trials == "grid" and "queued" not in trial.user_attrs:
         study.tell(trial, state=TrialState.PRUNED)  # another process took the last one
         return
     values = sweep.suggest(trial)
@@ -171,18 +175,18 @@ def run_trial(study: optuna.Study, sweep: Sweep, monitor: str, mode: str) -> Non
         arguments.append("--ckpt_path=last")
     Console().print(f"trial {trial.number}: {run.path}")
     log = run.path.with_suffix(run.path.suffix + ".log")
-    try:
-        with log.open("a", encoding="utf-8") as output:
-            status = subprocess.run(
-                [sys.executable, str(CLI), "fit", *arguments],
-                stdout=output,
-                stderr=output,
-                check=False,
-            ).returncode
-    except BaseException:
-        study.tell(trial, state=TrialState.FAIL)
-        study.enqueue_trial(values)  # to go on with
-        raise
+    with log.open("a", encoding="utf-8") as output:
+        # A session of its own: Ctrl-C reaches this process, which stops the other one gently.
+        command = [sys.executable, str(CLI), "fit", *arguments]
+        fit = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            status = fit.wait()
+        except BaseException:
+            fit.terminate()  # it saves a checkpoint
+            fit.wait()
+            study.tell(trial, state=TrialState.PRUNED)
+            study.enqueue_trial(values, user_attrs={"queued": True})  # to go on with
+            raise
     curve = read_curves(run.metrics).get(monitor) if run.metrics.exists() else None
     if status or not curve:
         lines = log.read_text(encoding="utf-8").strip().splitlines()

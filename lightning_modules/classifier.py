@@ -44,6 +44,10 @@ class Classifier(LightningModule, ABC):
         if not isinstance(data, MedMNISTDataModule):
             raise UserError(f"{type(self).__name__} needs image data, not {type(data).__name__}")
 
+    def on_train_start(self) -> None:
+        """Start the sum of the losses of a run that is resumed in the middle of an epoch."""
+        self.on_train_epoch_start()
+
     def on_train_epoch_start(self) -> None:
         """Start the sum of the losses."""
         self._loss_sum = torch.zeros((), device=self.device)

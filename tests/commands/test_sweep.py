@@ -1,11 +1,14 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 
 import cli
 from tests.conftest import CONFIGS, ROOT
@@ -102,3 +105,23 @@ def test_every_sweep_of_the_suite_searches_keys_that_exist() -> None:
     os.chdir(ROOT)
     counts = {path.stem: len(read_sweep(path, []).search) for path in sweeps}
     assert counts["octmnist_mlp_search"] == 4
+
+
+def test_an_interrupted_sweep_goes_on_and_its_run_resumes(retinas: Path, tmp_path: Path) -> None:
+    args = write_sweep(tmp_path, retinas, "0.01, 0.1")
+    long = [*args, "--trainer.max_epochs=100000"]
+    process = subprocess.Popen([sys.executable, "cli.py", *long], cwd=ROOT)
+    runs = tmp_path / "runs" / "rates"
+    for _ in range(600):
+        if list(runs.glob("*/checkpoints/best.ckpt")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    (last,) = runs.glob("*/checkpoints/last.ckpt")
+    epoch = torch.load(last, weights_only=True)["epoch"]
+    cli.main([*args, f"--trainer.max_epochs={epoch + 2}"])
+    done = [trial for trial in trials_of(tmp_path) if trial.value is not None]
+    assert sorted(trial.params["optimizer.init_args.lr"] for trial in done) == [0.01, 0.1]
+    log = last.parent.parent.with_suffix(last.parent.parent.suffix + ".log").read_text()
+    assert "Restored all states from the checkpoint" in log
