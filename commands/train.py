@@ -136,11 +136,12 @@ class SuiteCLI(LightningCLI):
         """Build the trainer around the run directory; only fit logs curves."""
         kwargs["default_root_dir"] = str(self.run.path)
         trainer = self._get(self.config_init, "trainer")
-        callbacks = trainer.callbacks or []
         if self.subcommand != "fit":
             kwargs["logger"] = False
-        elif trainer.logger in (None, True):
-            kwargs["callbacks"] = [*callbacks, RunFacts(), LearningRateMonitor("step")]
+        elif trainer.logger is not False:
+            facts = [RunFacts(), LearningRateMonitor("step")]
+            kwargs["callbacks"] = [*(trainer.callbacks or []), *facts]
+        if self.subcommand == "fit" and trainer.logger in (None, True):
             kwargs["logger"] = [
                 TensorBoardLogger(
                     self.run.path,

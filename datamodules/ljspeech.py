@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from rich.progress import track
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.download import check_digest, download, unpack_folder
 from datamodules.sampling import LengthBucketBatchSampler
-from datamodules.speech import Clip, SpeechBatch, SpeechDataset, inspect_clip
+from datamodules.speech import Clip, SpeechDataset, inspect_clip
+from datamodules.splits import SplitDataModule
 from datamodules.vocabulary import COURSE_ALPHABET, CharacterVocabulary
 from errors import UserError
 
@@ -22,7 +23,7 @@ ARCHIVE_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8a
 AUDIO_SUFFIXES = {".wav", ".flac"}
 
 
-class LJSpeechDataModule(LightningDataModule):
+class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
     """Clips and transcripts in LJ Speech's layout, batched by length.
 
     Args:
@@ -80,7 +81,6 @@ class LJSpeechDataModule(LightningDataModule):
         self.seed = seed
         self.url = url
         self.sha256 = sha256
-        self.datasets: dict[str, SpeechDataset] = {}
 
     @property
     def vocabulary_size(self) -> int:
@@ -129,17 +129,10 @@ class LJSpeechDataModule(LightningDataModule):
         if self._predicts_files():
             self.datasets["predict"] = self._dataset(self._files_to_predict())
             return
-        needed = {
-            TrainerFn.FITTING: ("train", "val"),
-            TrainerFn.VALIDATING: ("val",),
-            TrainerFn.TESTING: ("test",),
-            TrainerFn.PREDICTING: ("test",),
-        }[TrainerFn(stage)]
         lines = self._split_lines()
-        for split in needed:
-            if split not in self.datasets:
-                source = "train" if self.evaluate_on_train else split
-                self.datasets[split] = self._dataset(self._inspect(split, lines[source]))
+        for split in self.missing_splits(stage):
+            source = "train" if self.evaluate_on_train else split
+            self.datasets[split] = self._dataset(self._inspect(split, lines[source]))
 
     def _split_lines(self) -> dict[str, list[tuple[str, str, str]]]:
         lines = read_metadata(self.root / "metadata.csv")
@@ -182,23 +175,8 @@ class LJSpeechDataModule(LightningDataModule):
 
     # ------------------------------------------------------------------ batching
 
-    def train_dataloader(self) -> DataLoader[SpeechBatch]:
-        """Return shuffled batches of the training clips."""
-        return self._dataloader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[SpeechBatch]:
-        """Return batches of the validation clips, longest first."""
-        return self._dataloader("val")
-
-    def test_dataloader(self) -> DataLoader[SpeechBatch]:
-        """Return batches of the test clips, longest first."""
-        return self._dataloader("test")
-
-    def predict_dataloader(self) -> DataLoader[SpeechBatch]:
-        """Return batches of the clips to transcribe, longest first."""
-        return self._dataloader("predict" if "predict" in self.datasets else "test")
-
-    def _dataloader(self, split: str, *, shuffle: bool = False) -> DataLoader[SpeechBatch]:
+    def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
+        """Return the batches of a split."""
         dataset = self.datasets[split]
         lengths = [clip.samples for clip in dataset.clips]
         sampler = LengthBucketBatchSampler(
@@ -206,8 +184,8 @@ class LJSpeechDataModule(LightningDataModule):
             self.batch_size,
             shuffle=shuffle,
             seed=self.seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=self.rank,
+            world_size=self.world_size,
         )
         rank_zero_info(
             f"{split}: {len(lengths):,} clips, {sum(lengths) / self.sample_rate / 3600:.2f} hours, "

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
-from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.download import check_digest, download
 from datamodules.sampling import ShuffledBatchSampler
+from datamodules.splits import SplitDataModule
 from errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -47,7 +46,7 @@ class ImageDataset(Dataset[ImageBatch]):
         return ImageBatch(indices, self.images[indices], self.labels[indices])
 
 
-class MedMNISTDataModule(LightningDataModule):
+class MedMNISTDataModule(SplitDataModule[ImageDataset]):
     """A single-label MedMNIST set, grey or colour, resident in memory as uint8.
 
     Args:
@@ -113,7 +112,6 @@ class MedMNISTDataModule(LightningDataModule):
         self.max_images = max_images
         self.evaluate_on_train = evaluate_on_train
         self.seed = seed
-        self.datasets: dict[str, ImageDataset] = {}
 
     @property
     def class_count(self) -> int:
@@ -155,19 +153,14 @@ class MedMNISTDataModule(LightningDataModule):
         Raises:
             UserError: if the file is damaged or not in MedMNIST's layout.
         """
-        needed = {
-            TrainerFn.FITTING: ("train", "val"),
-            TrainerFn.VALIDATING: ("val",),
-            TrainerFn.TESTING: ("test",),
-            TrainerFn.PREDICTING: ("test",),
-        }[TrainerFn(stage)]
-        if all(split in self.datasets for split in needed):
+        missing = self.missing_splits(stage)
+        if not missing:
             return
         if self.is_official:
             check_digest(self.path, f"md5:{self.md5}")
         else:
             rank_zero_info(f"{self.path} is not checked against the official {self.flag}")
-        for split in needed:
+        for split in missing:
             source = "train" if self.evaluate_on_train else split
             images, labels = self.select(source, *self.read_split(source))
             self.datasets[split] = ImageDataset(images, labels)
@@ -210,23 +203,8 @@ class MedMNISTDataModule(LightningDataModule):
 
     # ------------------------------------------------------------------ batching
 
-    def train_dataloader(self) -> DataLoader[ImageBatch]:
-        """Return shuffled batches."""
-        return self._dataloader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[ImageBatch]:
-        """Return batches in order."""
-        return self._dataloader("val")
-
-    def test_dataloader(self) -> DataLoader[ImageBatch]:
-        """Return batches in order."""
-        return self._dataloader("test")
-
-    def predict_dataloader(self) -> DataLoader[ImageBatch]:
-        """Return the test batches."""
-        return self._dataloader("test")
-
-    def _dataloader(self, split: str, *, shuffle: bool = False) -> DataLoader[ImageBatch]:
+    def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
+        """Return the batches of a split."""
         dataset = self.datasets[split]
         sampler = ShuffledBatchSampler(
             len(dataset),
@@ -235,8 +213,8 @@ class MedMNISTDataModule(LightningDataModule):
             shuffle=shuffle,
             weights=class_weights(dataset.labels) if shuffle and self.balanced else None,
             seed=self.seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=self.rank,
+            world_size=self.world_size,
         )
         # Images are in memory and a batch is one indexing: worker processes would only copy.
         return DataLoader(dataset, batch_size=None, sampler=sampler)

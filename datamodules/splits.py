@@ -1,0 +1,65 @@
+"""What every data module does with its splits: one method makes the batches of all."""
+
+from abc import abstractmethod
+from typing import Any, Generic, TypeVar
+
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset
+
+Split = TypeVar("Split", bound=Dataset)  # type: ignore[type-arg]
+
+NEEDED = {
+    TrainerFn.FITTING: ("train", "val"),
+    TrainerFn.VALIDATING: ("val",),
+    TrainerFn.TESTING: ("test",),
+    TrainerFn.PREDICTING: ("test",),
+}
+"""Splits that a stage of the trainer needs."""
+
+
+class SplitDataModule(LightningDataModule, Generic[Split]):
+    """Give each stage its split.
+
+    Attributes:
+        datasets: data sets by split; ``predict`` where it is not the test split.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.datasets: dict[str, Split] = {}
+
+    @abstractmethod
+    def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
+        """Return the batches of a split."""
+
+    @property
+    def rank(self) -> int:
+        """Return this process's number."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of processes."""
+        return self.trainer.world_size if self.trainer else 1
+
+    def missing_splits(self, stage: str) -> list[str]:
+        """Return the splits that a stage needs and that are not read yet."""
+        return [split for split in NEEDED[TrainerFn(stage)] if split not in self.datasets]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled batches of the training split."""
+        return self.make_dataloader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return batches of the validation split, in an order of their own."""
+        return self.make_dataloader("val", shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return batches of the test split, in an order of their own."""
+        return self.make_dataloader("test", shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return batches of what is to be predicted, by default the test split."""
+        split = "predict" if "predict" in self.datasets else "test"
+        return self.make_dataloader(split, shuffle=False)
