@@ -4,6 +4,8 @@ from networks.attention import MultiHeadAttention, ResidualAttentionBlock, softm
 from networks.audio_encoder import AudioEncoder
 from networks.classifiers import ConvNet, FeedForwardNetwork, get_number_trainable_params
 from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
+from networks.residual import ResidualNetwork
+from networks.scan_augment import ScanAugment
 from networks.speech_to_text import SpeechToText, greedy_decode
 from networks.text_decoder import TextDecoder, TextDecoderRecurrent, TextDecoderTransformer
 
@@ -14,6 +16,8 @@ __all__ = [
     "LogMelSpectrogram",
     "MultiHeadAttention",
     "ResidualAttentionBlock",
+    "ResidualNetwork",
+    "ScanAugment",
     "SpecAugment",
     "SpeechToText",
     "TextDecoder",

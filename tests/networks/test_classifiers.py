@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from networks import ConvNet, FeedForwardNetwork, get_number_trainable_params
+from networks import (
+    ConvNet,
+    FeedForwardNetwork,
+    ResidualNetwork,
+    ScanAugment,
+    get_number_trainable_params,
+)
 
 
 def test_parameter_counts_are_the_courses() -> None:
@@ -33,3 +39,39 @@ def test_feed_forward_network_is_linear_layers_with_activations_between() -> Non
     hidden = torch.tanh(images.flatten(1) @ first.weight.T + first.bias)
     hidden = torch.tanh(hidden @ second.weight.T + second.bias)
     torch.testing.assert_close(network(images), hidden @ last.weight.T + last.bias)
+
+
+def test_the_residual_network_fits_any_size_and_has_the_stated_parameters() -> None:
+    network = ResidualNetwork()
+    assert get_number_trainable_params(network) == pytest.approx(0.68e6, rel=0.03)
+    for size in (28, 64):
+        assert network(torch.zeros(2, 1, size, size)).shape == (2, 4)
+    assert ResidualNetwork(channels=3, classes=8)(torch.zeros(2, 3, 28, 28)).shape == (2, 8)
+
+
+def test_scan_augmentation_without_bounds_only_mirrors() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(64, 1, 28, 28)
+    augmented = ScanAugment(0, 0, 0, 0, 0, 0)(images)
+    same = torch.isclose(augmented, images, atol=1e-5).flatten(1).all(1)
+    mirrored = torch.isclose(augmented, images.flip(-1), atol=1e-5).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 16 < mirrored.sum() < 48
+
+
+def test_scan_augmentation_moves_within_its_bounds() -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(200, 1, 29, 29)
+    images[:, :, 14, 14] = 1.0  # in the middle: rotation, scale and mirror leave it there
+    augment = ScanAugment(
+        rotation=20, shift=0.2, scale=0.0, contrast=0.0, brightness=0.0, noise=0.0
+    )
+    moved = augment(images)[:, 0]
+    mass = moved.sum((1, 2))
+    axis = torch.arange(29) - 14.0
+    down = (moved.sum(2) * axis).sum(1) / mass
+    right = (moved.sum(1) * axis).sum(1) / mass
+    for shift in (down, right):
+        assert shift.abs().max() <= 0.2 * 29 * 1.45 + 0.5  # a tilted step is a little longer
+        assert shift.abs().max() > 0.15 * 29
+    assert (augment(images) != augment(images)).any()

@@ -1,0 +1,69 @@
+"""A small residual network for small images."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions with batch norm beside a shortcut (He et al. 2016, pre-activation)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.BatchNorm2d(before)
+        self.convolution_1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.norm_2 = nn.BatchNorm2d(after)
+        self.convolution_2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.shortcut = (
+            nn.Identity()
+            if before == after and stride == 1
+            else nn.Conv2d(before, after, 1, stride, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, before, height, width) → (batch, after, height / stride, width / stride)."""
+        active = F.relu(self.norm_1(x))
+        # A shortcut that changes shape starts behind the activation, as in the paper.
+        shortcut = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
+        hidden = F.relu(self.norm_2(self.convolution_1(active)))
+        return shortcut + self.convolution_2(hidden)
+
+
+class ResidualNetwork(nn.Module):
+    """A convolution, stages of residual blocks, global average pooling, a linear layer.
+
+    Args:
+        channels: of the images.
+        classes: number of classes.
+        widths: channels of each stage; each but the first halves height and width.
+        blocks: residual blocks of each stage.
+        dropout: before the linear layer.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        classes: int = 4,
+        widths: Sequence[int] = (32, 64, 128),
+        blocks: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        layers = []
+        before = widths[0]
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(ResidualBlock(before, width, stride))
+                before = width
+        self.blocks = nn.Sequential(*layers)
+        self.norm = nn.BatchNorm2d(before)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(before, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, channels, height, width) → logits (batch, classes)."""
+        features = F.relu(self.norm(self.blocks(self.stem(images))))
+        return self.output(self.dropout(features.mean((2, 3))))
