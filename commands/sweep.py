@@ -15,10 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import yaml
-from filelock import FileLock
-from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +23,13 @@ from commands.compare import Run, draw_curves, read_curves, read_run
 from commands.run_directory import RunDirectory
 from commands.train import parse
 from errors import UserError
+
+try:
+    import optuna
+    from filelock import FileLock
+    from optuna.trial import TrialState
+except ImportError as error:
+    raise UserError(f"sweep needs the package {error.name}: pip install -e '.[sweep]'") from error
 
 CLI = Path(__file__).parent.parent / "cli.py"
 HEARTBEAT = 60  # seconds between signs of life of a process that works on a trial
