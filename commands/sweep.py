@@ -7,9 +7,9 @@ and its run resumes from its last checkpoint.
 
 import itertools
 import signal
+import socket
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +26,13 @@ from errors import UserError
 
 try:
     import optuna
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
     from optuna.trial import TrialState
 except ImportError as error:
     raise UserError(f"sweep needs the package {error.name}: pip install -e '.[sweep]'") from error
 
 CLI = Path(__file__).parent.parent / "cli.py"
-HEARTBEAT = 60  # seconds between signs of life of a process that works on a trial
+HOST = socket.gethostname()
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,17 @@ class Sweep:
     def folder(self) -> Path:
         """Return where the study and the runs are."""
         return self.root / self.name
+
+    def lock(self, values: dict[str, Any] | None = None) -> FileLock:
+        """Return the lock of the queue, or of the trial with these values while it is worked on.
+
+        SQLite lets two processes take one trial. The system frees a dead process's locks.
+        """
+        return FileLock(
+            self.folder / ".lock"
+            if values is None
+            else self.root / f"{self.experiment(values)}.lock"
+        )
 
     def fit_arguments(self, values: dict[str, Any]) -> list[str]:
         """Return the command line of one trial, without the stage."""
@@ -133,17 +144,12 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
     sweep = replace(sweep, root=Path(config.trainer.default_root_dir))
     monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(sweep.folder / ".lock"):  # one process fills the queue
+    with sweep.lock():  # one process fills the queue
         study = optuna.create_study(
             study_name=sweep.name,
-            storage=optuna.storages.RDBStorage(
-                storage or f"sqlite:///{sweep.folder / 'study.db'}",
-                heartbeat_interval=HEARTBEAT,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-            ),
+            storage=storage or f"sqlite:///{sweep.folder / 'study.db'}",
             sampler=optuna.samplers.TPESampler(),
             direction="minimize" if mode == "min" else "maximize",
             load_if_exists=True,
@@ -158,21 +164,59 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
 
 
 def has_work(study: optuna.Study, sweep: Sweep) -> bool:
-    """Return whether a trial is left for this process; revive those of dead processes."""
-    optuna.storages.fail_stale_trials(study)
+    """Return whether a trial is left for this process; let those of dead processes wait again."""
+    with sweep.lock():
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get("host") == HOST and is_free(sweep.lock(trial.params)):
+                give_back(study, trial.number, trial.params)
     if study.get_trials(states=(TrialState.WAITING,)):
         return True
     begun = study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL))
     return isinstance(sweep.trials, int) and len(begun) < sweep.trials
 
 
+def is_free(lock: FileLock) -> bool:
+    """Return whether no process holds a lock."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    lock.release()
+    return True
+
+
+def give_back(study: optuna.Study, number: int, values: dict[str, Any]) -> None:
+    """Let a trial that was cut short wait again, under another number."""
+    study.tell(number, state=TrialState.PRUNED)
+    study.enqueue_trial(values, user_attrs={"queued": True})
+
+
 def run_trial(study: optuna.Study, sweep: Sweep, monitor: str, mode: str) -> None:
     """Take a trial, fit it in a process of its own and tell the study the best validation score."""
-    trial = study.ask()
-    if sweep.trials == "grid" and "queued" not in trial.user_attrs:
-        study.tell(trial, state=TrialState.PRUNED)  # another process took the last one
-        return
-    values = sweep.suggest(trial)
+    with sweep.lock():
+        trial = study.ask()
+        if sweep.trials == "grid" and "queued" not in trial.user_attrs:
+            study.tell(trial, state=TrialState.PRUNED)  # another process took the last one
+            return
+        values = sweep.suggest(trial)
+        working = sweep.lock(values)
+        working.acquire()
+        trial.set_user_attr("host", HOST)
+    try:
+        fit_trial(study, sweep, trial, values, monitor, mode)
+    finally:
+        working.release()
+
+
+def fit_trial(
+    study: optuna.Study,
+    sweep: Sweep,
+    trial: optuna.Trial,
+    values: dict[str, Any],
+    monitor: str,
+    mode: str,
+) -> None:
+    """Fit a trial's run and tell the study its best validation score, or why there is none."""
     run = RunDirectory(sweep.root / sweep.experiment(values))
     arguments = sweep.fit_arguments(values)
     if (run.checkpoints / "last.ckpt").exists():
@@ -188,8 +232,7 @@ def run_trial(study: optuna.Study, sweep: Sweep, monitor: str, mode: str) -> Non
         except BaseException:
             fit.terminate()  # it saves a checkpoint
             fit.wait()
-            study.tell(trial, state=TrialState.PRUNED)
-            study.enqueue_trial(values, user_attrs={"queued": True})  # to go on with
+            give_back(study, trial.number, values)
             raise
     curve = read_curves(run.metrics).get(monitor) if run.metrics.exists() else None
     if status or not curve:
