@@ -34,7 +34,7 @@ from callbacks import RunCheckpoint, RunFacts
 from callbacks.metrics_csv import MetricsCSV
 from commands.run_directory import RunDirectory
 from errors import UserError
-from lightning_modules import WarmupLinearDecay
+from lightning_modules.schedules import WarmupLinearDecay, count_steps
 
 LINKS = (
     ("vocabulary", "vocabulary"),
@@ -162,9 +162,11 @@ class SuiteCLI(LightningCLI):
     ) -> Any:
         """Step the schedule once an optimizer step, over the whole training unless it says else."""
         if lr_scheduler is None or isinstance(lr_scheduler, ReduceLROnPlateau):
+            if lr_scheduler is not None and not lightning_module.automatic_optimization:
+                raise UserError("ReduceLROnPlateau needs --data.init_args.steps_per_execution=1")
             return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
         if isinstance(lr_scheduler, WarmupLinearDecay) and lr_scheduler.total_steps is None:
-            lr_scheduler.total_steps = int(lightning_module.trainer.estimated_stepping_batches)
+            lr_scheduler.total_steps = count_steps(lightning_module.trainer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},

@@ -1,6 +1,7 @@
 """MedMNIST's 2-D data sets (Yang et al. 2023): small medical images, whole sets in memory."""
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +20,28 @@ SPLITS = ("train", "val", "test")
 
 
 class ImageBatch(NamedTuple):
-    """A batch of images.
+    """A batch of images, or several in a row.
 
     Attributes:
         indices: (batch,) places of the images in their data set.
         images: (batch, channels, height, width), uint8 as stored, or float32 once prepared.
         labels: (batch,) classes as int64.
+        sizes: images of each optimizer step, in their order; one number unless the data module
+            hands over several steps at once.
     """
 
     indices: Tensor
     images: Tensor
     labels: Tensor
+    sizes: tuple[int, ...]
+
+    def steps(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return images and labels of each optimizer step."""
+        return zip(self.images.split(self.sizes), self.labels.split(self.sizes), strict=True)
 
 
 class ImageDataset(Dataset[ImageBatch]):
-    """Images and labels in memory, indexed by tensors of places: one tensor, one batch."""
+    """Images and labels in memory, indexed by the tensors of places of the steps of a batch."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
@@ -42,8 +50,10 @@ class ImageDataset(Dataset[ImageBatch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, indices: Tensor) -> ImageBatch:
-        return ImageBatch(indices, self.images[indices], self.labels[indices])
+    def __getitem__(self, steps: tuple[Tensor, ...]) -> ImageBatch:
+        indices = torch.cat(steps)
+        sizes = tuple(len(step) for step in steps)
+        return ImageBatch(indices, self.images[indices], self.labels[indices], sizes)
 
 
 class MedMNISTDataModule(SplitDataModule[ImageDataset]):
@@ -55,6 +65,9 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         root: folder of the downloaded files.
         file: a file of your own in the same layout instead of the official one.
         batch_size: images in a batch of one process.
+        steps_per_execution: optimizer steps that the model takes with what it is handed at once.
+            The trainer's hooks, which cost more than a step of a small network, then run once for
+            all of them: the progress bar, logging and averaging of weights see these executions.
         pixel_divisor: pixels are divided by it; 255 maps them to [0, 1].
         augment: transforms training batches, (batch, channels, height, width) floats to the same,
             on the model's device.
@@ -75,6 +88,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         root: str = "data/medmnist",
         file: str | None = None,
         batch_size: int = 64,
+        steps_per_execution: int = 1,
         pixel_divisor: float = 255.0,
         augment: nn.Module | None = None,
         balanced: bool = False,
@@ -96,6 +110,8 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
             raise ValueError(f"flag {flag} has several labels an image; single-label sets work")
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is less than 1")
+        if steps_per_execution < 1:
+            raise ValueError(f"steps_per_execution {steps_per_execution} is less than 1")
         self.flag = flag
         self.size = size
         self.url: str = info[f"url{suffix}"]
@@ -106,6 +122,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         self.path = Path(file) if file else Path(root) / f"{flag}{suffix}.npz"
         self.is_official = file is None
         self.batch_size = batch_size
+        self.steps_per_execution = steps_per_execution
         self.pixel_divisor = pixel_divisor
         self.augment = augment
         self.balanced = balanced
@@ -212,6 +229,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
             self.batch_size if shuffle else max(self.batch_size, 512),
             shuffle=shuffle,
             weights=class_weights(dataset.labels) if shuffle and self.balanced else None,
+            steps_per_execution=self.steps_per_execution if shuffle else 1,
             seed=self.seed,
             rank=self.rank,
             world_size=self.world_size,
@@ -224,7 +242,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         images = batch.images.float().div_(self.pixel_divisor)
         if self.augment is not None and self.trainer is not None and self.trainer.training:
             images = self.augment(images)
-        return ImageBatch(batch.indices, images, batch.labels)
+        return batch._replace(images=images)
 
 
 def class_weights(labels: Tensor) -> Tensor:

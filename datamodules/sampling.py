@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -91,7 +93,7 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         return float(1 - self.lengths.sum() / padded)
 
 
-class ShuffledBatchSampler(Sampler[Tensor]):
+class ShuffledBatchSampler(Sampler[tuple[Tensor, ...]]):
     """Cut a permutation, or a weighted draw, into batches of indices; each once over all processes.
 
     Batches are of equal size to within one, and every process gets the same number of them.
@@ -103,6 +105,7 @@ class ShuffledBatchSampler(Sampler[Tensor]):
         shuffle: whether the order changes with (seed, epoch); otherwise it is 0, 1, 2, ….
         weights: probabilities (size,), up to a factor, to draw ``size`` examples with replacement
             instead of permuting them.
+        steps_per_execution: most batches that are handed over together.
         seed: of the shuffling.
         rank: this process.
         world_size: number of processes.
@@ -118,6 +121,7 @@ class ShuffledBatchSampler(Sampler[Tensor]):
         *,
         shuffle: bool = False,
         weights: Tensor | None = None,
+        steps_per_execution: int = 1,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -125,6 +129,7 @@ class ShuffledBatchSampler(Sampler[Tensor]):
         self.size = size
         self.shuffle = shuffle
         self.weights = weights
+        self.steps_per_execution = steps_per_execution
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -136,18 +141,19 @@ class ShuffledBatchSampler(Sampler[Tensor]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.batches
+        return math.ceil(self.batches / self.steps_per_execution)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.order().tensor_split(self.batches):
-            yield batch[self.rank :: self.world_size]
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        batches = iter(np.array_split(self.order(), self.batches))
+        while together := tuple(islice(batches, self.steps_per_execution)):
+            yield tuple(torch.from_numpy(part[self.rank :: self.world_size]) for part in together)
 
-    def order(self) -> Tensor:
+    def order(self) -> NDArray[np.int64]:
         """Return the epoch's order of the examples over all processes."""
         if not self.shuffle:
-            return torch.arange(self.size)
+            return np.arange(self.size)
         random = np.random.default_rng((self.seed, self.epoch))
         if self.weights is None:
-            return torch.from_numpy(random.permutation(self.size))
+            return random.permutation(self.size)
         weights = self.weights.double().numpy()
-        return torch.from_numpy(random.choice(self.size, self.size, p=weights / weights.sum()))
+        return random.choice(self.size, self.size, p=weights / weights.sum())

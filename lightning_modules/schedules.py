@@ -1,10 +1,36 @@
 """Learning-rate schedules, stepped once an optimizer step."""
 
+import math
 from typing import Any
 
+from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from datamodules.sampling import ShuffledBatchSampler
+from errors import UserError
+
+
+def count_steps(trainer: Trainer) -> int:
+    """Return the optimizer steps of the whole training.
+
+    Raises:
+        UserError: if it has no end.
+    """
+    batches = trainer.estimated_stepping_batches  # also makes the loader
+    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    if not isinstance(sampler, ShuffledBatchSampler) or sampler.steps_per_execution == 1:
+        steps = batches
+    else:
+        limit = trainer.num_training_batches * sampler.steps_per_execution
+        epochs = trainer.max_epochs
+        ends = [min(sampler.batches, limit) * epochs] if epochs and epochs > 0 else []
+        ends += [trainer.max_steps] if trainer.max_steps > 0 else []
+        steps = min(ends, default=math.inf)
+    if math.isinf(steps):
+        raise UserError("a schedule over the whole training needs trainer.max_epochs or max_steps")
+    return int(steps)
 
 
 class WarmupLinearDecay(LRScheduler):

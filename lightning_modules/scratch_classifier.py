@@ -49,7 +49,7 @@ class ScratchClassifier(Classifier):
     def training_step(self, batch: ImageBatch) -> None:
         """Update by one example after another."""
         losses = self.network.update(to_rows(batch.images), batch.labels.numpy())
-        self.sum_losses(torch.tensor(losses.sum()), len(losses))
+        self.sum_losses(torch.tensor(losses.mean()), len(losses))
         self.optimizers().step()  # type: ignore[union-attr]
 
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from datamodules import MedMNISTDataModule, OCTMNISTDataModule
 from datamodules.demo_oct import write_file
+from datamodules.medmnist import class_weights
+from datamodules.sampling import ShuffledBatchSampler
 from errors import UserError
 from tests.conftest import REAL_DATA
 
@@ -39,7 +41,7 @@ def test_batches_are_the_files_images_scaled_and_each_comes_once(file: Path) -> 
     arrays = np.load(file)
     seen = []
     loader = data.train_dataloader()
-    for indices, stored in zip(loader.sampler, loader, strict=True):
+    for (indices,), stored in zip(loader.sampler, loader, strict=True):
         batch = data.on_after_batch_transfer(stored, 0)
         assert stored.images.dtype == torch.uint8
         expected = arrays["train_images"][indices.numpy()][:, None] / 256
@@ -75,13 +77,31 @@ def test_the_courses_test_set_is_the_first_images_of_each_class(file: Path) -> N
 
 def test_balanced_sampling_draws_all_classes_equally() -> None:
     labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
-    from datamodules.medmnist import class_weights
-    from datamodules.sampling import ShuffledBatchSampler
-
     sampler = ShuffledBatchSampler(1000, 100, shuffle=True, weights=class_weights(labels))
-    counts = torch.bincount(labels[torch.cat(list(sampler))])
+    counts = torch.bincount(labels[torch.cat([step for (step,) in sampler])])
     assert counts.sum() == 1000
     assert ((counts - 1000 / 3).abs() < 60).all()
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 4, 1000])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_each_image_comes_once_an_epoch_whatever_is_handed_over_together(
+    world_size: int, steps_per_execution: int
+) -> None:
+    seen: list[int] = []
+    for rank in range(world_size):
+        settings: dict[str, Any] = {"shuffle": True, "rank": rank, "world_size": world_size}
+        one = ShuffledBatchSampler(101, 7, **settings)
+        several = ShuffledBatchSampler(101, 7, steps_per_execution=steps_per_execution, **settings)
+        for sampler in (one, several):
+            sampler.set_epoch(2)
+        executions = list(several)
+        assert len(executions) == len(several)
+        steps = [step.tolist() for execution in executions for step in execution]
+        assert steps == [step.tolist() for (step,) in one]
+        assert all(len(step) <= 7 for step in steps)
+        seen += [i for step in steps for i in step]
+    assert sorted(seen) == list(range(101))
 
 
 class Brighter(nn.Module):
@@ -152,6 +172,7 @@ def test_the_official_file_is_checked_and_a_missing_one_is_named(tmp_path: Path)
         ({"flag": "chestmnist"}, "chestmnist has several labels an image"),
         ({"size": 32}, "size 32 of octmnist does not exist"),
         ({"batch_size": 0}, "batch_size 0"),
+        ({"steps_per_execution": 0}, "steps_per_execution 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import CONFIGS
+from tests.conftest import CONFIGS, ROOT
 
 
 def arguments(name: str, retinas: Path) -> list[str]:
@@ -83,3 +86,66 @@ def test_the_network_learns_the_generated_signs(
     tags = events.Tags()
     assert {"confusion", "misclassified", "first filters"} <= set(tags["images"])
     assert {"train/loss", "time/epoch", "val/auc"} <= set(tags["scalars"])
+
+
+@pytest.mark.parametrize("ending", [["--trainer.max_epochs=2"], ["--trainer.max_steps=20"]])
+def test_several_steps_of_one_execution_are_the_steps_one_by_one(
+    ending: list[str], retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    args = [*arguments("cnn", retinas), *ending, "--data.init_args.batch_size=16"]
+    args += ["--lr_scheduler=lightning_modules.WarmupLinearDecay"]
+    states = []
+    # 13 steps an epoch: with 5 the last execution is a smaller one.
+    for steps in (1, 5):
+        run = run_cli("fit", *args, f"--data.init_args.steps_per_execution={steps}")
+        states.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True))
+        run.rename(tmp_path / f"run {len(states)}")
+    one, several = states
+    assert several["global_step"] == one["global_step"] == (26 if "epochs" in ending[0] else 20)
+    schedules = [state["lr_schedulers"][0]["_last_lr"] for state in states]
+    assert schedules[0] == pytest.approx(schedules[1])
+    # Dropout draws in the same order.
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(several["state_dict"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--trainer.gradient_clip_val=1"], "trainer.gradient_clip_val"),
+        (["--trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches"),
+        (
+            ["--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss"],
+            "ReduceLROnPlateau needs --data.init_args.steps_per_execution=1",
+        ),
+    ],
+)
+def test_what_several_steps_at_once_exclude_is_named(
+    args: list[str], message: str, retinas: Path, fail_cli: Callable[..., str]
+) -> None:
+    assert message in fail_cli("fit", *arguments("mlp", retinas), *args)
+
+
+def test_two_processes_train_and_score_as_one(
+    retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two processes with half the batch each take the same steps."""
+    args = [*arguments("mlp", retinas), "--trainer.max_epochs=2"]
+    args += ["--data.init_args.steps_per_execution=5"]
+    run = run_cli("fit", *args, "--data.init_args.batch_size=20")
+    run_cli("test", *args)
+    alone = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    run.rename(tmp_path / "alone")
+    for stage in ("fit", "test"):
+        command = [sys.executable, "cli.py", stage, *args, "--data.init_args.batch_size=10"]
+        command += ["--trainer.default_root_dir", str(run.parent), "--experiment", "run"]
+        command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+        subprocess.run(
+            command, cwd=ROOT, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    together = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
+    assert together == pytest.approx(alone, rel=1e-3)
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, weight in weights.items():
+        torch.testing.assert_close(state[name], weight, rtol=1e-4, atol=1e-5)
