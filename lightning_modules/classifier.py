@@ -8,7 +8,12 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassCalibrationError,
+    MulticlassRecall,
+)
 
 from datamodules.medmnist import ImageBatch, MedMNISTDataModule
 from errors import UserError
@@ -17,8 +22,10 @@ from errors import UserError
 class Classifier(LightningModule, ABC):
     """Measure a classifier as MedMNIST does: accuracy, and the AUC of one class against the rest.
 
-    Logged for validation and test: ``loss`` (cross-entropy), ``accuracy`` over all images and
-    ``auc``, the mean over classes (equal to ``medmnist.Evaluator``'s); for training the mean
+    Logged for validation and test: ``loss`` (cross-entropy), ``accuracy`` over all images,
+    ``recall``, the mean over classes (the accuracy if all were equally frequent), and ``auc``, the
+    mean over classes (equal to ``medmnist.Evaluator``'s); for test also each class's ``recall`` and
+    ``ece``, the expected calibration error with 15 bins (Guo et al. 2017); for training the mean
     ``loss`` of the epoch.
 
     Args:
@@ -83,11 +90,26 @@ class Classifier(LightningModule, ABC):
         loss = F.cross_entropy(logits, batch.labels)
         scores.loss.update(loss, len(batch.labels))
         scores.accuracy.update(logits, batch.labels)
-        scores.auc.update(logits.softmax(-1), batch.labels)
+        probabilities = logits.softmax(-1)
+        scores.auc.update(probabilities, batch.labels)
+        scores.recall.update(logits, batch.labels)
         self.log(f"{stage}/loss", scores.loss)
         self.log(f"{stage}/accuracy", scores.accuracy, prog_bar=True)
         self.log(f"{stage}/auc", scores.auc)
+        self.log(f"{stage}/recall", scores.recall)
+        if stage == "test":
+            scores.ece.update(probabilities, batch.labels)
+            scores.recalls.update(logits, batch.labels)
+            self.log("test/ece", scores.ece)
         return {"logits": logits}
+
+    def on_test_epoch_end(self) -> None:
+        """Log each class's recall."""
+        # One metric's many values: Lightning logs a metric object of one value.
+        recalls = self.test_scores.recalls.compute()
+        names = self.trainer.datamodule.classes  # type: ignore[attr-defined]
+        self.log_dict({f"test/recall/{n}": r for n, r in zip(names, recalls, strict=True)})
+        self.test_scores.recalls.reset()
 
 
 class _Scores(nn.Module):
@@ -96,6 +118,9 @@ class _Scores(nn.Module):
         self.loss = MeanMetric()
         self.accuracy = MulticlassAccuracy(classes, average="micro")
         self.auc = MulticlassAUROC(classes, average="macro")
+        self.recall = MulticlassRecall(classes, average="macro")
+        self.recalls = MulticlassRecall(classes, average="none")
+        self.ece = MulticlassCalibrationError(classes, n_bins=15, norm="l1")
 
 
 class ImageClassifier(Classifier):
@@ -105,15 +130,25 @@ class ImageClassifier(Classifier):
         network: from images (batch, channels, height, width) to logits (batch, classes).
         classes: number of classes; the data module's.
         label_smoothing: probability mass spread over all classes in the training target.
+        mirror: whether an image's logits are the mean of its own and its mirror image's, outside
+            training: for images whose class does not depend on left and right.
     """
 
-    def __init__(self, network: nn.Module, classes: int, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: int,
+        label_smoothing: float = 0.0,
+        mirror: bool = False,
+    ) -> None:
         super().__init__(classes)
         self.network = network
         self.label_smoothing = label_smoothing
+        self.mirror = mirror
 
     def logits(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        logits: Tensor = self.network(images)
+        return (logits + self.network(images.flip(-1))) / 2 if self.mirror else logits
 
     def setup(self, stage: str) -> None:
         """Leave the optimizer to the trainer unless there are several steps in a batch.

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from sklearn.metrics import recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import CONFIGS, ROOT
@@ -45,9 +46,22 @@ def test_test_scores_equal_medmnists_evaluator(
     evaluator.size_flag, evaluator.root = "", str(tmp_path)
     evaluator.info = medmnist.INFO["octmnist"]
     evaluator.labels = np.load(retinas)["test_labels"]
-    official = evaluator.evaluate(predicted(run))
+    probabilities, labels = predicted(run), evaluator.labels[:, 0]
+    official = evaluator.evaluate(probabilities)
     assert scores["test/accuracy"] == pytest.approx(official.ACC, abs=1e-6)
     assert scores["test/auc"] == pytest.approx(official.AUC, abs=1e-4)
+    choice, sureness = probabilities.argmax(1), probabilities.max(1)
+    recalls = recall_score(labels, choice, average=None)
+    assert scores["test/recall"] == pytest.approx(recalls.mean(), abs=1e-6)
+    for title, recall in zip(evaluator.info["label"].values(), recalls, strict=True):
+        assert scores[f"test/recall/{title}"] == pytest.approx(recall, abs=1e-6)
+    bins = np.ceil(sureness * 15)
+    gaps = [
+        abs((choice == labels)[bins == b].mean() - sureness[bins == b].mean()) * (bins == b).mean()
+        for b in np.unique(bins)
+    ]
+    # The file's probabilities have six digits: one may fall into the next bin.
+    assert scores["test/ece"] == pytest.approx(sum(gaps), abs=2e-3)
 
 
 def test_the_scratch_network_is_in_its_checkpoint(
@@ -149,3 +163,21 @@ def test_two_processes_train_and_score_as_one(
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, weight in weights.items():
         torch.testing.assert_close(state[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_mirrored_images_have_the_same_probabilities(
+    retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    args = [*arguments("cnn", retinas), "--trainer.max_epochs=1"]
+    run = run_cli("fit", *args)
+    arrays = dict(np.load(retinas))
+    arrays["test_images"] = arrays["test_images"][:, :, ::-1]
+    np.savez(tmp_path / "mirrored.npz", **arrays)
+    found = {}
+    for mirror in ("false", "true"):
+        for file in (retinas, tmp_path / "mirrored.npz"):
+            data = f"--data.init_args.file={file}"
+            run_cli("predict", *args, data, f"--model.init_args.mirror={mirror}")
+            found[mirror, file.stem] = predicted(run)
+    np.testing.assert_allclose(found["true", "retinas"], found["true", "mirrored"], atol=2e-6)
+    assert abs(found["false", "retinas"] - found["false", "mirrored"]).max() > 1e-3
