@@ -13,6 +13,8 @@ from rich.table import Table
 from commands.run_directory import RunDirectory
 from errors import UserError
 
+Curves = dict[str, dict[int, float]]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -27,7 +29,7 @@ class Run:
     """
 
     name: str
-    curves: dict[str, dict[int, float]]
+    curves: Curves
     parameters: int
     best_epoch: int
     test: dict[str, float]
@@ -71,9 +73,9 @@ def read_run(path: Path) -> Run:
     return Run(path.name, curves, int(curves["parameters"][0]), best_epoch, test)
 
 
-def read_curves(path: Path) -> dict[str, dict[int, float]]:
+def read_curves(path: Path) -> Curves:
     """Read ``metrics.csv``: metric → epoch → value, the last of each epoch."""
-    curves: dict[str, dict[int, float]] = {}
+    curves: Curves = {}
     with path.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             for name, value in row.items():
@@ -109,18 +111,18 @@ def compare(paths: list[Path], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     (output / "comparison.md").write_text(text, encoding="utf-8")
-    draw_curves(runs, output / "curves.png")
+    draw_curves({run.name: run.curves for run in runs}, output / "curves.png")
     Console().print(f"written to {output / 'comparison.md'} and {output / 'curves.png'}")
 
 
-def draw_curves(runs: list[Run], path: Path) -> None:
+def draw_curves(runs: dict[str, Curves], path: Path) -> None:
     """Draw a panel for each validation metric that all runs have, with training where logged."""
     from matplotlib.figure import Figure
 
     shared = [
         name
-        for name in runs[0].curves
-        if name.startswith("val/") and all(name in run.curves for run in runs)
+        for name in next(iter(runs.values()))
+        if name.startswith("val/") and all(name in curves for curves in runs.values())
     ]
     columns = min(len(shared), 3)
     rows = math.ceil(len(shared) / columns)
@@ -129,12 +131,12 @@ def draw_curves(runs: list[Run], path: Path) -> None:
     for axes in figure.axes[len(shared) :]:
         axes.remove()
     for axes, name in zip(figure.axes, shared, strict=True):
-        for i, run in enumerate(runs):
+        for i, (run, curves) in enumerate(runs.items()):
             for prefix, style in (("val/", "-"), ("train/", ":")):
-                curve = run.curves.get(prefix + name.removeprefix("val/"))
+                curve = curves.get(prefix + name.removeprefix("val/"))
                 if curve:
                     epochs = [epoch + 1 for epoch in curve]
-                    label = f"{run.name}, {prefix[:-1]}"
+                    label = f"{run}, {prefix[:-1]}"
                     axes.plot(epochs, list(curve.values()), style, color=f"C{i}", label=label)
         axes.set(title=name.removeprefix("val/"), xlabel="epoch")
         axes.legend(fontsize=7)

@@ -5,29 +5,30 @@ machines can share one, and an interrupted sweep goes on: a trial that was cut s
 and its run resumes from its last checkpoint.
 """
 
+import fcntl
 import itertools
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, cast
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from commands.compare import Run, draw_curves, read_curves, read_run
+from commands.compare import draw_curves, read_curves, read_run
 from commands.run_directory import RunDirectory
 from commands.train import parse
 from errors import UserError
 
 try:
     import optuna
-    from filelock import FileLock, Timeout
-    from optuna.trial import TrialState
+    from optuna.trial import FrozenTrial, TrialState
 except ImportError as error:
     raise UserError(f"sweep needs the package {error.name}: pip install -e '.[sweep]'") from error
 
@@ -60,16 +61,13 @@ class Sweep:
         """Return where the study and the runs are."""
         return self.root / self.name
 
-    def lock(self, values: dict[str, Any] | None = None) -> FileLock:
-        """Return the lock of the queue, or of the trial with these values while it is worked on.
+    def lock_queue(self) -> IO[str]:
+        """Wait until no other process takes or gives back a trial; SQLite lets two take one."""
+        return cast("IO[str]", lock(self.folder / ".lock", wait=True))
 
-        SQLite lets two processes take one trial. The system frees a dead process's locks.
-        """
-        return FileLock(
-            self.folder / ".lock"
-            if values is None
-            else self.root / f"{self.experiment(values)}.lock"
-        )
+    def lock_trial(self, values: dict[str, Any]) -> IO[str] | None:
+        """Return the lock of the trial with these values, or None if it is worked on."""
+        return lock(self.root / f"{self.experiment(values)}.lock", wait=False)
 
     def fit_arguments(self, values: dict[str, Any]) -> list[str]:
         """Return the command line of one trial, without the stage."""
@@ -95,6 +93,20 @@ class Sweep:
             else trial.suggest_float(key, space["low"], space["high"], log=space.get("log", False))
             for key, space in self.search.items()
         }
+
+
+def lock(path: Path, *, wait: bool) -> IO[str] | None:
+    """Return a file that is locked until it is closed, by this process and those that inherit it.
+
+    The system closes a dead process's files. Without ``wait`` None if another one has locked it.
+    """
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def read_sweep(path: Path, arguments: Sequence[str]) -> Sweep:
@@ -146,7 +158,7 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    with sweep.lock():  # one process fills the queue
+    with sweep.lock_queue():  # one process fills the queue
         study = optuna.create_study(
             study_name=sweep.name,
             storage=storage or f"sqlite:///{sweep.folder / 'study.db'}",
@@ -157,32 +169,44 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
         if sweep.trials == "grid" and not study.trials:
             for values in sweep.grid():
                 study.enqueue_trial(values, user_attrs={"queued": True})
-    while has_work(study, sweep):
-        run_trial(study, sweep, monitor, mode)
-    if not study.get_trials(states=(TrialState.RUNNING,)):  # the last process to end
-        report(study, sweep)
+    while work := find_work(study, sweep):
+        if work == "take":
+            run_trial(study, sweep, monitor, mode)
+        else:
+            time.sleep(1)
+    with sweep.lock_queue():  # one tests the winner
+        if not study.get_trials(states=(TrialState.RUNNING,)):
+            report(study, sweep)
 
 
-def has_work(study: optuna.Study, sweep: Sweep) -> bool:
-    """Return whether a trial is left for this process; let those of dead processes wait again."""
-    with sweep.lock():
-        for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            if trial.user_attrs.get("host") == HOST and is_free(sweep.lock(trial.params)):
-                give_back(study, trial.number, trial.params)
-    if study.get_trials(states=(TrialState.WAITING,)):
-        return True
+def find_work(study: optuna.Study, sweep: Sweep) -> Literal["take", "wait"] | None:
+    """Return whether to take a trial, or to wait for those that others on this machine work on.
+
+    A trial whose processes are dead waits in the queue again. Where only the sweep's process was
+    killed, its fit goes on, and the trial is taken up when that has ended.
+    """
+    others = False
+    with sweep.lock_queue():
+        for trial in running_here(study):
+            lock_file = sweep.lock_trial(trial.params)
+            if lock_file is None:
+                others = True
+                continue
+            with lock_file:
+                # Its process may have ended well since the study was asked.
+                if trial.number in [still.number for still in running_here(study)]:
+                    give_back(study, trial.number, trial.params)
     begun = study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL))
-    return isinstance(sweep.trials, int) and len(begun) < sweep.trials
+    open_ended = isinstance(sweep.trials, int) and len(begun) < sweep.trials
+    if open_ended or study.get_trials(states=(TrialState.WAITING,)):
+        return "take"
+    return "wait" if others else None
 
 
-def is_free(lock: FileLock) -> bool:
-    """Return whether no process holds a lock."""
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    lock.release()
-    return True
+def running_here(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that processes of this machine took and have not ended."""
+    running = study.get_trials(states=(TrialState.RUNNING,))
+    return [trial for trial in running if trial.user_attrs.get("host") == HOST]
 
 
 def give_back(study: optuna.Study, number: int, values: dict[str, Any]) -> None:
@@ -193,19 +217,19 @@ def give_back(study: optuna.Study, number: int, values: dict[str, Any]) -> None:
 
 def run_trial(study: optuna.Study, sweep: Sweep, monitor: str, mode: str) -> None:
     """Take a trial, fit it in a process of its own and tell the study the best validation score."""
-    with sweep.lock():
+    with sweep.lock_queue():
         trial = study.ask()
         if sweep.trials == "grid" and "queued" not in trial.user_attrs:
             study.tell(trial, state=TrialState.PRUNED)  # another process took the last one
             return
         values = sweep.suggest(trial)
-        working = sweep.lock(values)
-        working.acquire()
+        working = sweep.lock_trial(values)
+        if working is None:  # the search has drawn the same values twice
+            study.tell(trial, state=TrialState.PRUNED)
+            return
         trial.set_user_attr("host", HOST)
-    try:
-        fit_trial(study, sweep, trial, values, monitor, mode)
-    finally:
-        working.release()
+    with working:
+        fit_trial(study, sweep, trial, values, working, monitor, mode)
 
 
 def fit_trial(
@@ -213,6 +237,7 @@ def fit_trial(
     sweep: Sweep,
     trial: optuna.Trial,
     values: dict[str, Any],
+    working: IO[str],
     monitor: str,
     mode: str,
 ) -> None:
@@ -225,8 +250,13 @@ def fit_trial(
     log = run.path.with_suffix(run.path.suffix + ".log")
     with log.open("a", encoding="utf-8") as output:
         # A session of its own: Ctrl-C reaches this process, which stops the other one gently.
-        command = [sys.executable, str(CLI), "fit", *arguments]
-        fit = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        fit = subprocess.Popen(
+            [sys.executable, str(CLI), "fit", *arguments],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=(working.fileno(),),  # locked as long as one of the two lives
+        )
         try:
             status = fit.wait()
         except BaseException:
@@ -292,8 +322,6 @@ def report(study: optuna.Study, sweep: Sweep) -> None:
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     text += f"\nWinner by validation: `{run.path.name}`: {scores}\n"
     (sweep.folder / "sweep.md").write_text(text, encoding="utf-8")
-    runs = []
-    for trial in finished:
-        path = sweep.root / sweep.experiment(trial.params)
-        runs.append(Run(path.name, read_curves(path / "metrics.csv"), 0, 0, {}))
-    draw_curves(runs, sweep.folder / "curves.png")
+    paths = [sweep.root / sweep.experiment(trial.params) for trial in finished]
+    curves = {path.name: read_curves(path / "metrics.csv") for path in paths}
+    draw_curves(curves, sweep.folder / "curves.png")

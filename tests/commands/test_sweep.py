@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import signal
@@ -28,6 +29,13 @@ def write_sweep(folder: Path, retinas: Path, values: str, trials: str = "grid") 
     (folder / "rates.yaml").write_text(text)
     root = f"--trainer.default_root_dir={folder / 'runs'}"
     return ["sweep", "--config", str(folder / "rates.yaml"), root]
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern}"
+        time.sleep(0.1)
 
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
@@ -107,15 +115,30 @@ def test_every_sweep_of_the_suite_searches_keys_that_exist() -> None:
     assert counts["octmnist_mlp_search"] == 4
 
 
+def test_a_killed_sweeps_fit_goes_on_and_is_not_run_twice(retinas: Path, tmp_path: Path) -> None:
+    args = write_sweep(tmp_path, retinas, "0.01, 0.1")
+    args += ["--trainer.max_epochs=40"]
+    process = subprocess.Popen([sys.executable, "cli.py", *args], cwd=ROOT)
+    runs = tmp_path / "runs" / "rates"
+    wait_for(runs, "*/checkpoints/best.ckpt")
+    process.kill()
+    process.wait()
+    cli.main(args)  # beside the orphan
+    done = [trial for trial in trials_of(tmp_path) if trial.value is not None]
+    assert sorted(trial.params["optimizer.init_args.lr"] for trial in done) == [0.01, 0.1]
+    for run in runs.glob("lr=*/"):
+        with (run / "metrics.csv").open(newline="") as file:
+            epochs = [int(row["epoch"]) for row in csv.DictReader(file) if row["train/loss"]]
+        assert epochs == list(range(40))  # each once: no two processes wrote it
+    assert (runs / "sweep.md").exists()
+
+
 def test_an_interrupted_sweep_goes_on_and_its_run_resumes(retinas: Path, tmp_path: Path) -> None:
     args = write_sweep(tmp_path, retinas, "0.01, 0.1")
     long = [*args, "--trainer.max_epochs=100000"]
     process = subprocess.Popen([sys.executable, "cli.py", *long], cwd=ROOT)
     runs = tmp_path / "runs" / "rates"
-    for _ in range(600):
-        if list(runs.glob("*/checkpoints/best.ckpt")):
-            break
-        time.sleep(0.1)
+    wait_for(runs, "*/checkpoints/best.ckpt")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     (last,) = runs.glob("*/checkpoints/last.ckpt")
