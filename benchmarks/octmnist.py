@@ -103,7 +103,7 @@ def network_rows(folder: Path) -> list[tuple[str, float, str, float]]:
         ("CNN, batch 8", "octmnist_cnn", ConvNet(), 8),
     ):
         args = ["--config", str(CONFIGS / f"{config}.yaml"), f"--data.init_args.file={file}"]
-        args += [f"--trainer.default_root_dir={folder}", "--trainer.max_epochs=3"]
+        args += [f"--trainer.default_root_dir={folder}", "--trainer.max_epochs=6"]
         cli.main(["fit", *args])
         with (folder / config / "metrics.csv").open(newline="") as lines:
             times = [row["time/epoch"] for row in csv.DictReader(lines)]
@@ -119,8 +119,8 @@ def network_rows(folder: Path) -> list[tuple[str, float, str, float]]:
             for indices in torch.randperm(len(y)).split(size):
                 step(network, optimizer, x[indices], y[indices])
 
-        rows.append((name, ours, "DataLoader(TensorDataset)", min(seconds(bare) for _ in range(2))))
-        rows.append((name, ours, "resident tensors", min(seconds(resident) for _ in range(2))))
+        rows.append((name, ours, "DataLoader(TensorDataset)", min(seconds(bare) for _ in range(6))))
+        rows.append((name, ours, "resident tensors", min(seconds(resident) for _ in range(6))))
     return rows
 
 

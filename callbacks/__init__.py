@@ -5,9 +5,11 @@ from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.run_facts import RunFacts
 from callbacks.speech_examples import SpeechExamples
 from callbacks.transcripts import TranscriptWriter
+from callbacks.weight_average import ExponentialWeightAverage
 
 __all__ = [
     "ClassificationPictures",
+    "ExponentialWeightAverage",
     "ProbabilityWriter",
     "RunCheckpoint",
     "RunFacts",

@@ -24,7 +24,9 @@ IMAGES = {
     "demo/oct.yaml": ["octmnist_mlp.yaml", "demo/oct.yaml", FAST],
 }
 SPEECH_SCORES = ["cer", "wer", "jaccard", "cosine", "damerau_levenshtein", "loss", "nll"]
-IMAGE_SCORES = ["accuracy", "auc", "loss"]
+IMAGE_SCORES = ["accuracy", "auc", "recall", "loss"]
+CLASSES = ["choroidal neovascularization", "diabetic macular edema", "drusen", "normal"]
+IMAGE_TEST_SCORES = ["ece", *(f"recall/{name}" for name in CLASSES)]
 
 
 def layered(names: list[str]) -> list[str]:
@@ -38,7 +40,11 @@ def test_every_config_is_tried() -> None:
 
 
 def check_fit_and_test(
-    args: list[str], losses: list[str], scores: list[str], run_cli: Callable[..., Path]
+    args: list[str],
+    losses: list[str],
+    scores: list[str],
+    test_scores: list[str],
+    run_cli: Callable[..., Path],
 ) -> Path:
     """Check that fit and test leave every file that the README names, with every metric."""
     run = run_cli("fit", *args)
@@ -57,7 +63,7 @@ def check_fit_and_test(
     assert run_cli("test", *args) == run
     record = json.loads((run / "test_metrics.json").read_text())
     assert record["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
-    assert set(record["metrics"]) == {f"test/{score}" for score in scores}
+    assert set(record["metrics"]) == {f"test/{score}" for score in scores + test_scores}
     assert (run / "config.yaml").read_text() == config  # fit's, whatever test ran with
     return run
 
@@ -71,7 +77,7 @@ def test_speech(name: str, tones: Path, run_cli: Callable[..., Path]) -> None:
     if demo:
         args += ["--data.init_args.clips=40"]
     ctc = ["ctc"] if demo else []
-    run = check_fit_and_test(args, ["loss", "nll", *ctc], SPEECH_SCORES + ctc, run_cli)
+    run = check_fit_and_test(args, ["loss", "nll", *ctc], SPEECH_SCORES + ctc, [], run_cli)
     transcripts = (run / "test_transcripts.csv").read_text(encoding="utf-8").splitlines()
     assert all(len(line.split("|")) == 3 for line in transcripts)
     run_cli("predict", *args, "--ckpt_path=last")
@@ -86,10 +92,10 @@ def test_speech(name: str, tones: Path, run_cli: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name: str, retinas: Path, run_cli: Callable[..., Path]) -> None:
     args = [*layered(IMAGES[name]), f"--data.init_args.file={retinas}"]
-    run = check_fit_and_test(args, ["loss"], IMAGE_SCORES, run_cli)
+    run = check_fit_and_test(args, ["loss"], IMAGE_SCORES, IMAGE_TEST_SCORES, run_cli)
     run_cli("predict", *args)
     lines = (run / "predictions.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1001
-    assert lines[0] == "index,choroidal neovascularization,diabetic macular edema,drusen,normal"
+    assert lines[0] == ",".join(["index", *CLASSES])
     probabilities = [[float(value) for value in line.split(",")[1:]] for line in lines[1:]]
     assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in probabilities)

@@ -6,8 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import medmnist
 import pytest
 
+from datamodules import OCTMNISTDataModule
 from datamodules.download import download, unpack_folder
 from datamodules.ljspeech import LJSpeechDataModule
 from errors import UserError
@@ -105,6 +107,32 @@ def test_a_missing_corpus_is_downloaded_checked_and_unpacked(
     )
     data.prepare_data()
     assert len(server.ranges) == 1  # once is enough
+
+
+def test_a_missing_image_set_is_downloaded_and_checked(
+    serve: Callable[[bytes], Server],
+    tmp_path: Path,
+    retinas: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = retinas.read_bytes()
+    server = serve(content)
+    server.break_after = [1000]
+    monkeypatch.setitem(medmnist.INFO["octmnist"], "url", server.url)
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(medmnist.INFO["octmnist"], "MD5", md5)
+    data = OCTMNISTDataModule(root=str(tmp_path / "sets"))
+    data.prepare_data()
+    data.setup("fit")
+    assert server.ranges == [None, "bytes=1000-"]
+    assert len(data.datasets["train"]) == 200
+    OCTMNISTDataModule(root=str(tmp_path / "sets")).prepare_data()
+    assert len(server.ranges) == 2  # once is enough
+    monkeypatch.setitem(medmnist.INFO["octmnist"], "MD5", "0" * 32)
+    with pytest.raises(UserError, match=rf"md5 {md5} instead of 000.*--data.init_args.file"):
+        OCTMNISTDataModule(root=str(tmp_path / "others")).prepare_data()
+    assert files_below(tmp_path / "others") == []
+    assert files_below(tmp_path / "sets") == ["octmnist.npz"]
 
 
 def test_a_broken_download_goes_on_where_it_was_in_one_run_and_in_the_next(
