@@ -1,6 +1,13 @@
 """Plain torch mathematics: no Lightning, no files, no logging."""
 
-from networks.attention import MultiHeadAttention, ResidualAttentionBlock, softmax_attention
+from networks.attention import (
+    MaclaurinAttention,
+    MultiHeadAttention,
+    ResidualAttentionBlock,
+    SoftmaxAttention,
+    maclaurin_attention,
+    maclaurin_features,
+)
 from networks.audio_encoder import AudioEncoder
 from networks.classifiers import ConvNet, FeedForwardNetwork, get_number_trainable_params
 from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
@@ -14,10 +21,12 @@ __all__ = [
     "ConvNet",
     "FeedForwardNetwork",
     "LogMelSpectrogram",
+    "MaclaurinAttention",
     "MultiHeadAttention",
     "ResidualAttentionBlock",
     "ResidualNetwork",
     "ScanAugment",
+    "SoftmaxAttention",
     "SpecAugment",
     "SpeechToText",
     "TextDecoder",
@@ -25,5 +34,6 @@ __all__ = [
     "TextDecoderTransformer",
     "get_number_trainable_params",
     "greedy_decode",
-    "softmax_attention",
+    "maclaurin_attention",
+    "maclaurin_features",
 ]

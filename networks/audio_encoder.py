@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.attention import ResidualAttentionBlock
+from networks.attention import AttentionKernel, ResidualAttentionBlock
 from networks.log_mel_spectrogram import length_mask
 
 
@@ -36,6 +36,7 @@ class AudioEncoder(nn.Module):
         mlp_size: hidden channels of each block's MLP.
         strides: of the convolutions, one a convolution; their product is the sub-sampling.
         dropout: on each residual branch.
+        attention: kernel of the self-attention; softmax by default.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class AudioEncoder(nn.Module):
         mlp_size: int = 400,
         strides: Sequence[int] = (1, 2),
         dropout: float = 0.0,
+        attention: AttentionKernel | None = None,
     ) -> None:
         super().__init__()
         if hidden_size % 2:
@@ -61,7 +63,7 @@ class AudioEncoder(nn.Module):
             for i, stride in enumerate(strides)
         )
         self.blocks = nn.ModuleList(
-            ResidualAttentionBlock(hidden_size, heads, mlp_size, dropout=dropout)
+            ResidualAttentionBlock(hidden_size, heads, mlp_size, dropout=dropout, kernel=attention)
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(hidden_size)
@@ -87,5 +89,5 @@ class AudioEncoder(nn.Module):
         x = x.transpose(1, 2)  # (batch, positions, hidden)
         x = x + sinusoids(x.shape[1], self.hidden_size, x.device).to(x.dtype)
         for block in self.blocks:
-            x = block(x, key_mask=mask)
+            x = block(x, mask)
         return self.norm(x), mask

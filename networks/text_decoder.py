@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.attention import KeyValues, MultiHeadAttention, ResidualAttentionBlock
+from networks.attention import AttentionKernel, MultiHeadAttention, ResidualAttentionBlock
 
 
 @dataclass
@@ -20,13 +20,11 @@ class DecodingCache:
     """What a decoder keeps between two tokens.
 
     Attributes:
-        memory: the audio's keys and values for cross-attention, projected once.
-        memory_mask: (batch, positions), true on the real ones.
+        memory: the audio as cross-attention's kernel summarizes it, once.
         text: the reader's own state after the tokens so far.
     """
 
-    memory: KeyValues
-    memory_mask: Tensor
+    memory: Any
     text: Any
 
 
@@ -40,6 +38,7 @@ class TextDecoder(nn.Module, ABC):
         mlp_size: hidden channels of the cross-attention block's MLP.
         max_tokens: longest text, the start token included.
         dropout: on embeddings and residual branches.
+        cross_attention: kernel of the attention to the audio; softmax by default.
     """
 
     def __init__(
@@ -50,13 +49,16 @@ class TextDecoder(nn.Module, ABC):
         mlp_size: int,
         max_tokens: int,
         dropout: float,
+        cross_attention: AttentionKernel | None,
     ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
         self.max_tokens = max_tokens
         self.embedding = nn.Embedding(vocabulary_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
-        self.cross_attention = ResidualAttentionBlock(hidden_size, heads, mlp_size, dropout=dropout)
+        self.cross_attention = ResidualAttentionBlock(
+            hidden_size, heads, mlp_size, dropout=dropout, kernel=cross_attention
+        )
         self.norm = nn.LayerNorm(hidden_size)
         self.output = nn.Linear(hidden_size, vocabulary_size)
 
@@ -88,8 +90,8 @@ class TextDecoder(nn.Module, ABC):
             ValueError: if a text is longer than ``max_tokens``.
         """
         self._check_length(tokens.shape[1])
-        key_values = self.cross_attention.attention.project(memory)
-        return self._predict(self.read(tokens), key_values, memory_mask)
+        summary = self.cross_attention.attention.summarize(memory, memory_mask)
+        return self._predict(self.read(tokens), summary)
 
     def start(
         self, memory: Tensor, memory_mask: Tensor, max_tokens: int | None = None
@@ -98,25 +100,23 @@ class TextDecoder(nn.Module, ABC):
         max_tokens = self.max_tokens if max_tokens is None else max_tokens
         self._check_length(max_tokens)
         return DecodingCache(
-            memory=self.cross_attention.attention.project(memory),
-            memory_mask=memory_mask,
+            memory=self.cross_attention.attention.summarize(memory, memory_mask),
             text=self.start_reading(max_tokens),
         )
 
     def step(self, tokens: Tensor, cache: DecodingCache) -> Tensor:
         """Read the next tokens (batch,) and return the logits (batch, vocabulary) behind them."""
         hidden = self.read_next(tokens[:, None], cache.text)
-        return self._predict(hidden, cache.memory, cache.memory_mask)[:, 0]
+        return self._predict(hidden, cache.memory)[:, 0]
 
     def alignment(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """Return the cross-attention weights, mean over heads: (batch, length, positions)."""
         attention = self.cross_attention.attention
         query = self.cross_attention.attention_norm(self.read(tokens))
-        return attention.weights(query, attention.project(memory), memory_mask).mean(1)
+        return attention.weights(query, memory, memory_mask).mean(1)
 
-    def _predict(self, hidden: Tensor, memory: KeyValues, memory_mask: Tensor) -> Tensor:
-        hidden = self.cross_attention(hidden, memory, memory_mask)
-        return self.output(self.norm(hidden))
+    def _predict(self, hidden: Tensor, summary: Any) -> Tensor:
+        return self.output(self.norm(self.cross_attention.read(hidden, summary)))
 
     def _check_length(self, length: int) -> None:
         if length > self.max_tokens:
@@ -128,22 +128,10 @@ class TextDecoder(nn.Module, ABC):
 
 @dataclass
 class _TransformerState:
-    """Keys and values of the tokens read so far, in buffers for all that may follow."""
+    """The self-attention's state after so many tokens."""
 
-    buffers: KeyValues | None
-    max_tokens: int
+    attention: Any
     length: int = 0
-
-    def extend(self, new: KeyValues) -> KeyValues:
-        """Append one position and return all up to it."""
-        if self.buffers is None:
-            batch, heads, _, head_size = new.keys.shape
-            shape = (batch, heads, self.max_tokens, head_size)
-            self.buffers = KeyValues(new.keys.new_empty(shape), new.values.new_empty(shape))
-        for buffer, value in zip(self.buffers, new, strict=True):
-            buffer[:, :, self.length : self.length + 1] = value
-        self.length += 1
-        return KeyValues(*(buffer[:, :, : self.length] for buffer in self.buffers))
 
 
 class TextDecoderTransformer(TextDecoder):
@@ -151,7 +139,7 @@ class TextDecoderTransformer(TextDecoder):
 
     At the course's settings (35 tokens, 99 positions) the decoder has 517,035 parameters; for that
     count the self-attention has no LayerNorm of its own and a bias on all four projections.
-    Arguments as `TextDecoder`.
+    Arguments as `TextDecoder`; ``self_attention`` is the kernel of the other one.
     """
 
     def __init__(
@@ -162,22 +150,29 @@ class TextDecoderTransformer(TextDecoder):
         mlp_size: int = 400,
         max_tokens: int = 200,
         dropout: float = 0.0,
+        self_attention: AttentionKernel | None = None,
+        cross_attention: AttentionKernel | None = None,
     ) -> None:
-        super().__init__(vocabulary_size, hidden_size, heads, mlp_size, max_tokens, dropout)
+        super().__init__(
+            vocabulary_size, hidden_size, heads, mlp_size, max_tokens, dropout, cross_attention
+        )
         # As large as token embeddings: which part of the audio is next is a matter of position.
         self.positions = nn.Parameter(torch.randn(max_tokens, hidden_size))
-        self.self_attention = MultiHeadAttention(hidden_size, heads, key_bias=True)
+        self.self_attention = MultiHeadAttention(
+            hidden_size, heads, key_bias=True, kernel=self_attention
+        )
 
     def read(self, tokens: Tensor) -> Tensor:
         x = self.dropout(self.embedding(tokens) + self.positions[: tokens.shape[1]])
         return x + self.dropout(self.self_attention(x, causal=True))
 
     def start_reading(self, max_tokens: int) -> _TransformerState:
-        return _TransformerState(buffers=None, max_tokens=max_tokens)
+        return _TransformerState(self.self_attention.kernel.start(max_tokens))
 
     def read_next(self, tokens: Tensor, state: _TransformerState) -> Tensor:
         x = self.embedding(tokens) + self.positions[state.length]
-        return x + self.self_attention(x, state.extend(self.self_attention.project(x)))
+        state.length += 1
+        return x + self.self_attention.step(x, state.attention)
 
 
 @dataclass
@@ -201,8 +196,11 @@ class TextDecoderRecurrent(TextDecoder):
         mlp_size: int = 400,
         max_tokens: int = 200,
         dropout: float = 0.0,
+        cross_attention: AttentionKernel | None = None,
     ) -> None:
-        super().__init__(vocabulary_size, hidden_size, heads, mlp_size, max_tokens, dropout)
+        super().__init__(
+            vocabulary_size, hidden_size, heads, mlp_size, max_tokens, dropout, cross_attention
+        )
         self.embedding_norm = nn.LayerNorm(hidden_size)
         self.lstm = nn.LSTM(hidden_size, hidden_size, batch_first=True)
 

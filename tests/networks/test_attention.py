@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from networks.attention import KeyValues, MultiHeadAttention, softmax_attention
+from networks.attention import KeyValues, MultiHeadAttention, SoftmaxAttention
 
 
 def naive_attention(
@@ -33,7 +33,7 @@ def test_softmax_attention_equals_its_definition_with_gradients(masked: bool, ca
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2]) if masked else None
-    ours = softmax_attention(q, KeyValues(k, v), mask, causal)
+    ours = SoftmaxAttention()(q, KeyValues(k, v), mask, causal)
     naive = naive_attention(q, KeyValues(k, v), mask, causal)
     torch.testing.assert_close(ours, naive, rtol=1e-10, atol=1e-10)
     direction = torch.randn_like(ours)
@@ -60,9 +60,8 @@ def test_multi_head_attention_equals_torchs() -> None:
     expected, weights = theirs(
         x, memory, memory, key_padding_mask=~mask, average_attn_weights=False
     )
-    key_values = ours.project(memory)
-    torch.testing.assert_close(ours(x, key_values, mask), expected)
-    torch.testing.assert_close(ours.weights(x, key_values, mask), weights)
+    torch.testing.assert_close(ours.read(x, ours.summarize(memory, mask)), expected)
+    torch.testing.assert_close(ours.weights(x, memory, mask), weights)
 
 
 def test_heads_must_divide_the_hidden_size() -> None:

@@ -1,3 +1,7 @@
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -5,15 +9,22 @@ from torch import Tensor, nn
 from networks import (
     AudioEncoder,
     LogMelSpectrogram,
+    MaclaurinAttention,
     SpeechToText,
     TextDecoder,
     TextDecoderRecurrent,
     TextDecoderTransformer,
     greedy_decode,
 )
+from networks.attention import AttentionKernel
 
-Decoder = type[TextDecoderTransformer] | type[TextDecoderRecurrent]
-DECODERS: list[Decoder] = [TextDecoderTransformer, TextDecoderRecurrent]
+Decoder = Callable[..., TextDecoder]
+SERIES = MaclaurinAttention(terms=3)
+DECODERS: list[Decoder] = [
+    TextDecoderTransformer,
+    TextDecoderRecurrent,
+    partial(TextDecoderTransformer, self_attention=SERIES, cross_attention=SERIES),
+]
 START, STOP, PAD = 0, 1, 2
 
 
@@ -21,7 +32,7 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def small_network(decoder: Decoder, **kwargs: int) -> SpeechToText:
+def small_network(decoder: Decoder, **kwargs: Any) -> SpeechToText:
     torch.manual_seed(0)
     network = SpeechToText(
         AudioEncoder(hidden_size=16, heads=2, mlp_size=32),
@@ -53,11 +64,14 @@ def test_parameter_counts_are_the_courses(decoder: Decoder, whole: int) -> None:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("strides", [(1, 2), (2, 2), (1, 2, 2)])
+@pytest.mark.parametrize("attention", [None, SERIES], ids=["softmax", "Maclaurin"])
 def test_a_clip_alone_equals_the_clip_in_a_batch(
-    decoder: Decoder, strides: tuple[int, ...]
+    decoder: Decoder, strides: tuple[int, ...], attention: AttentionKernel | None
 ) -> None:
     network = small_network(decoder)
-    network.encoder = AudioEncoder(hidden_size=16, heads=2, mlp_size=32, strides=strides)
+    network.encoder = AudioEncoder(
+        hidden_size=16, heads=2, mlp_size=32, strides=strides, attention=attention
+    )
     waveforms, lengths = ragged_clips()
     tokens = torch.randint(0, 9, (4, 6))
     together = network(waveforms, lengths, tokens)

@@ -1,0 +1,32 @@
+"""Multi-head attention and its kernels: softmax, and the truncated Maclaurin series."""
+
+from networks.attention.kernel import AttentionKernel, KeyValues, SoftmaxAttention
+from networks.attention.maclaurin import (
+    MaclaurinAttention,
+    MaclaurinState,
+    count_features,
+    maclaurin_attention,
+    maclaurin_attention_naive,
+    maclaurin_features,
+    maclaurin_step,
+    truncated_exp,
+    truncation_error,
+)
+from networks.attention.multi_head import MultiHeadAttention, ResidualAttentionBlock
+
+__all__ = [
+    "AttentionKernel",
+    "KeyValues",
+    "MaclaurinAttention",
+    "MaclaurinState",
+    "MultiHeadAttention",
+    "ResidualAttentionBlock",
+    "SoftmaxAttention",
+    "count_features",
+    "maclaurin_attention",
+    "maclaurin_attention_naive",
+    "maclaurin_features",
+    "maclaurin_step",
+    "truncated_exp",
+    "truncation_error",
+]

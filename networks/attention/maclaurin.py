@@ -1,0 +1,364 @@
+"""Attention that is linear in length: softmax's exponential by its truncated Maclaurin series.
+
+exp(t) ≈ Σ tⁿ/n! over the degrees 0 … K − 1 is a polynomial, and a polynomial of a scalar product is
+a scalar product of features: Σ (q·k)ⁿ/n! = φ(q)·φ(k). So the sums over keys can be taken before a
+query is known. Derivation, costs, error and what it is good for: docs/maclaurin_attention.md.
+
+Shapes: D is the head size, K the number of terms, M = C(D + K − 1, K − 1) the number of features.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from networks.attention.kernel import AttentionKernel, KeyValues
+
+
+def count_features(size: int, terms: int) -> int:
+    """Return M = C(D + K − 1, K − 1), the monomials in D variables of degree K − 1 at most."""
+    return math.comb(size + terms - 1, terms - 1)
+
+
+def truncated_exp(t: Tensor, terms: int) -> Tensor:
+    """Return Σ tⁿ/n! over the degrees 0 … terms − 1."""
+    total = torch.ones_like(t)
+    for n in range(terms - 1, 0, -1):
+        total = total * (t / n) + 1
+    return total
+
+
+def truncation_error(t: Tensor, terms: int) -> Tensor:
+    """Return Lagrange's bound on |exp(t) − truncated_exp(t)|: |t|ᴷ/K! · max(1, eᵗ)."""
+    return t.abs() ** terms / math.factorial(terms) * t.exp().clamp(min=1)
+
+
+def maclaurin_features(x: Tensor, terms: int) -> Tensor:
+    """Return φ(x), (…, D) → (…, M), with φ(q)·φ(k) = Σ (q·k)ⁿ/n! over the degrees below ``terms``.
+
+    One feature for each monomial x₁^a₁ ⋯ x_D^a_D of degree a₁ + ⋯ + a_D < terms, times
+    1/√(a₁! ⋯ a_D!), by the multinomial theorem: (q·k)ⁿ/n! = Σ q^a k^a / (a₁! ⋯ a_D!). The order
+    is by degree, then by the sorted indices of the factors.
+    """
+    check_terms(terms)
+    coefficients = _coefficients(x.shape[-1], terms, x.device).to(x.dtype)
+    monomials = _monomials(x.reshape(-1, x.shape[-1]), terms).transpose(-1, -2)
+    return (monomials * coefficients.sqrt()).reshape(*x.shape[:-1], len(coefficients))
+
+
+def maclaurin_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    terms: int = 3,
+    *,
+    causal: bool = False,
+    key_padding_mask: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Attention with truncated_exp(q·k/√D) for softmax's exp(q·k/√D), linear in length.
+
+    Computed in float32 at least, chunk by chunk: features exist for one chunk at a time, in the
+    backward pass too. Queries that see no key get zeros.
+
+    Args:
+        query: (batch, heads, queries, D).
+        key: (batch, heads, keys, D).
+        value: (batch, heads, keys, E).
+        terms: K, terms of the series. An odd number makes every weight positive.
+        causal: whether query i sees keys 0 … i only; there are then as many queries as keys.
+        key_padding_mask: (batch, keys), true on padding, as torch.nn.MultiheadAttention's.
+        chunk: positions of a chunk; by default a number that suits M.
+
+    Returns:
+        (batch, heads, queries, E), of the values' type.
+
+    Raises:
+        ValueError: if ``terms`` is less than 1, or lengths do not fit ``causal``.
+    """
+    check_terms(terms)
+    query, key, weighed = _prepare(query, key, value, key_padding_mask)
+    if not causal:
+        state = _summarize(key, weighed, terms, chunk)
+        return _read(query, state, terms, chunk).to(value.dtype)
+    if query.shape[-2] != key.shape[-2]:
+        raise ValueError(
+            f"causal attention needs as many queries as keys, not {query.shape[-2]} and "
+            f"{key.shape[-2]}"
+        )
+    return _attend_causally(query, key, weighed, terms, chunk).to(value.dtype)
+
+
+def maclaurin_attention_naive(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    terms: int = 3,
+    *,
+    causal: bool = False,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """`maclaurin_attention` by its definition, quadratic in length."""
+    check_terms(terms)
+    query, key, weighed = _prepare(query, key, value, key_padding_mask)
+    with torch.autocast(query.device.type, enabled=False):
+        weights = truncated_exp(query @ key.transpose(-1, -2), terms)
+        if causal:
+            weights = weights.tril()
+        return _normalize(weights @ weighed).to(value.dtype)
+
+
+class MaclaurinState:
+    """What causal attention keeps of the past: Σ φ(k)[v, 1]ᵀ, (batch, heads, M, E + 1)."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+
+def maclaurin_step(
+    query: Tensor, key: Tensor, value: Tensor, state: MaclaurinState, terms: int = 3
+) -> Tensor:
+    """Append one position to the state and attend from it; O(M·E), however long the past.
+
+    Args:
+        query: (batch, heads, 1, D); key the same, value (batch, heads, 1, E).
+        key: of the position.
+        value: of the position.
+        state: moves on.
+        terms: as in `maclaurin_attention`.
+
+    Returns:
+        (batch, heads, 1, E): what causal attention gives for this position.
+    """
+    query, key, weighed = _prepare(query, key, value, None)
+    new = _summarize(key, weighed, terms, None)
+    state.sums = new if state.sums is None else state.sums + new
+    return _read(query, state.sums, terms, None).to(value.dtype)
+
+
+class MaclaurinAttention(AttentionKernel):
+    """Attention by the truncated series; see `maclaurin_attention`.
+
+    Args:
+        terms: K, terms of the series.
+        max_logit: b; queries and keys longer than √b (after the scaling by D^−¼) are shortened to
+            it, so that |q·k/√D| ≤ b and every weight exp(q·k/√D) is met within the factor
+            1 ± bᴷ/K! · eᵇ (docs/maclaurin_attention.md, section 6). None leaves them: attention by
+            a polynomial, which is no approximation of softmax where logits are large.
+
+    Raises:
+        ValueError: if weights could be negative: an even number of terms and no small max_logit.
+    """
+
+    def __init__(self, terms: int = 3, max_logit: float | None = None) -> None:
+        check_terms(terms)
+        if max_logit is not None and max_logit <= 0:
+            raise ValueError(f"max_logit {max_logit} is not above 0")
+        if terms % 2 == 0:
+            worst = -math.inf if max_logit is None else -max_logit
+            if worst == -math.inf or truncated_exp(torch.tensor(worst), terms) <= 0:
+                raise ValueError(
+                    f"with {terms} terms, an even number, weights can be negative at max_logit "
+                    f"{max_logit}: take an odd number of terms or a smaller max_logit"
+                )
+        self.terms = terms
+        self.max_logit = max_logit
+
+    def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> Tensor:
+        keys, values = key_values
+        padding = None if key_mask is None else ~key_mask
+        _, keys, weighed = _prepare(keys, self._bound(keys), values, padding)
+        return _summarize(keys, weighed, self.terms, None)
+
+    def read(self, query: Tensor, summary: Tensor) -> Tensor:
+        scaled = _scale(self._bound(query))
+        return _read(scaled, summary, self.terms, None).to(query.dtype)
+
+    def attend_causally(
+        self, query: Tensor, key_values: KeyValues, key_mask: Tensor | None
+    ) -> Tensor:
+        keys, values = key_values
+        return maclaurin_attention(
+            self._bound(query),
+            self._bound(keys),
+            values,
+            self.terms,
+            causal=True,
+            key_padding_mask=None if key_mask is None else ~key_mask,
+        )
+
+    def start(self, max_length: int) -> MaclaurinState:
+        return MaclaurinState()
+
+    def step(self, query: Tensor, key_values: KeyValues, state: MaclaurinState) -> Tensor:
+        keys, values = key_values
+        return maclaurin_step(self._bound(query), self._bound(keys), values, state, self.terms)
+
+    def weights(self, query: Tensor, keys: Tensor, key_mask: Tensor | None) -> Tensor:
+        query, keys = _scale(self._bound(query)), _scale(self._bound(keys))
+        weights = truncated_exp(query @ keys.transpose(-1, -2), self.terms)
+        if key_mask is not None:
+            weights = weights * key_mask[:, None, None, :]
+        return weights / weights.sum(-1, keepdim=True)
+
+    def _bound(self, x: Tensor) -> Tensor:
+        """Shorten vectors so that after the scaling their norm is √max_logit at most."""
+        if self.max_logit is None:
+            return x
+        longest = math.sqrt(self.max_logit) * x.shape[-1] ** 0.25
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        return x * (longest / norms.clamp(min=longest)).to(x.dtype)
+
+
+def check_terms(terms: int) -> None:
+    """Raise a ValueError unless there is a term."""
+    if terms < 1:
+        raise ValueError(f"terms {terms} is less than 1")
+
+
+# --------------------------------------------------------------------------- the computation
+
+
+def _scale(x: Tensor) -> Tensor:
+    """Multiply by D^−¼, queries and keys alike, in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) * x.shape[-1] ** -0.25
+
+
+def _prepare(
+    query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scaled queries and keys, and [v, 1], the 1 for the denominator; zeros for padding."""
+    query, key = _scale(query), _scale(key)
+    weighed = F.pad(value.to(key.dtype), (0, 1), value=1.0)
+    if key_padding_mask is not None:
+        weighed = weighed.masked_fill(key_padding_mask[:, None, :, None], 0.0)
+    return query, key, weighed
+
+
+def _normalize(sums: Tensor) -> Tensor:
+    """(…, E + 1) sums of weighed values and of weights → (…, E) means; zeros where both are 0."""
+    numerator, denominator = sums[..., :-1], sums[..., -1:]
+    return numerator / denominator.masked_fill(denominator == 0, 1.0)
+
+
+def _summarize(key: Tensor, weighed: Tensor, terms: int, chunk: int | None) -> Tensor:
+    """Return Σ m(k)[v, 1]ᵀ over the keys, (…, M, E + 1), for monomials m."""
+    size = chunk or max(1024, count_features(key.shape[-1], terms))
+    parts = zip(key.split(size, -2), weighed.split(size, -2), strict=True)
+    saves_memory = key.shape[-2] > size
+    state: Tensor | None = None
+    for keys, values in parts:
+        new = _run(_sum_chunk, saves_memory, keys, values, terms)
+        state = new if state is None else state + new
+    assert state is not None, "no keys"
+    return state
+
+
+def _read(query: Tensor, state: Tensor, terms: int, chunk: int | None) -> Tensor:
+    """Return the means (…, queries, E) that queries read from a state."""
+    size = chunk or max(1024, count_features(query.shape[-1], terms))
+    saves_memory = query.shape[-2] > size
+    outputs = [
+        _run(_read_chunk, saves_memory, queries, state, terms) for queries in query.split(size, -2)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
+
+
+def _attend_causally(
+    query: Tensor, key: Tensor, weighed: Tensor, terms: int, chunk: int | None
+) -> Tensor:
+    """Return the means (…, length, E): within a chunk by definition, before it by the state."""
+    # A position costs chunk·D within and M·E before its chunk.
+    size = chunk or min(max(count_features(key.shape[-1], terms), 64), 512)
+    parts = zip(*(x.split(size, -2) for x in (query, key, weighed)), strict=True)
+    saves_memory = query.shape[-2] > size
+    outputs = []
+    state: Tensor | None = None
+    for queries, keys, values in parts:
+        outputs.append(_run(_causal_chunk, saves_memory, queries, keys, values, state, terms))
+        if len(outputs) * size < query.shape[-2]:
+            new = _run(_sum_chunk, saves_memory, keys, values, terms)
+            state = new if state is None else state + new
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
+
+
+def _run(function: Callable[..., Tensor], saves_memory: bool, *args: Any) -> Tensor:
+    """Call; if one of several chunks, compute its features anew in the backward pass."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if saves_memory and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+        return result
+    return function(*args)
+
+
+def _sum_chunk(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
+    with torch.autocast(key.device.type, enabled=False):
+        return _monomials(key, terms) @ weighed
+
+
+def _read_sums(query: Tensor, state: Tensor, terms: int) -> Tensor:
+    # 1/a! belongs to the product of two monomials; on the state it is the fewest multiplications.
+    coefficients = _coefficients(query.shape[-1], terms, query.device).to(state.dtype)
+    return _monomials(query, terms).transpose(-1, -2) @ (coefficients[:, None] * state)
+
+
+def _read_chunk(query: Tensor, state: Tensor, terms: int) -> Tensor:
+    with torch.autocast(query.device.type, enabled=False):
+        return _normalize(_read_sums(query, state, terms))
+
+
+def _causal_chunk(
+    query: Tensor, key: Tensor, weighed: Tensor, state: Tensor | None, terms: int
+) -> Tensor:
+    with torch.autocast(query.device.type, enabled=False):
+        sums = truncated_exp(query @ key.transpose(-1, -2), terms).tril() @ weighed
+        if state is not None:
+            sums = sums + _read_sums(query, state, terms)
+        return _normalize(sums)
+
+
+def _monomials(x: Tensor, terms: int) -> Tensor:
+    """(…, L, D) → (…, M, L): every monomial of degree below ``terms``, without coefficients.
+
+    Positions last: each feature is then a product of two contiguous rows.
+    """
+    rows = x.transpose(-1, -2)
+    degree = torch.ones_like(rows[..., :1, :])
+    degrees = [degree]
+    for n in range(1, terms):
+        parents, factors = _packing(x.shape[-1], n, x.device)
+        degree = (
+            rows if n == 1 else degree.index_select(-2, parents) * rows.index_select(-2, factors)
+        )
+        degrees.append(degree)
+    return torch.cat(degrees, dim=-2)
+
+
+@cache
+def _packing(size: int, degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return each monomial of a degree as one of the degree below (its place) times a variable."""
+    below = itertools.combinations_with_replacement(range(size), degree - 1)
+    places = {indices: place for place, indices in enumerate(below)}
+    monomials = list(itertools.combinations_with_replacement(range(size), degree))
+    with torch.inference_mode(False):  # training uses what a validation may have cached
+        parents = torch.tensor([places[indices[:-1]] for indices in monomials], device=device)
+        return parents, torch.tensor([indices[-1] for indices in monomials], device=device)
+
+
+@cache
+def _coefficients(size: int, terms: int, device: torch.device) -> Tensor:
+    """Return 1/(a₁! ⋯ a_D!) for each monomial, in float64, (M,)."""
+    values = [
+        1 / math.prod(math.factorial(len(list(same))) for _, same in itertools.groupby(indices))
+        for degree in range(terms)
+        for indices in itertools.combinations_with_replacement(range(size), degree)
+    ]
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float64, device=device)

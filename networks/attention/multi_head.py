@@ -1,0 +1,109 @@
+"""Multi-head attention with an exchangeable kernel, and the residual block built on it."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from networks.attention.kernel import AttentionKernel, KeyValues, SoftmaxAttention
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2).
+
+    Args:
+        hidden_size: channels of queries, keys and values; a multiple of ``heads``.
+        heads: number of heads.
+        key_bias: whether the key projection has a bias. Softmax attention cannot use one: it adds
+            the same amount to every logit of a query.
+        kernel: how the heads attend; softmax by default.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        *,
+        key_bias: bool = False,
+        kernel: AttentionKernel | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden_size % heads:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.kernel = kernel or SoftmaxAttention()
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=key_bias)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(batch, length, hidden) → (batch, heads, length, head size)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """Project outputs (batch, heads, length, head size) to (batch, length, hidden)."""
+        return self.output(x.transpose(1, 2).flatten(-2))
+
+    def project(self, x: Tensor) -> KeyValues:
+        """Project what is attended to, (batch, keys, hidden)."""
+        return KeyValues(self.split_heads(self.key(x)), self.split_heads(self.value(x)))
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Let ``x`` (batch, length, hidden) attend to itself; mask as `AttentionKernel`'s."""
+        query = self.split_heads(self.query(x))
+        return self.merge_heads(self.kernel(query, self.project(x), key_mask, causal))
+
+    def summarize(self, memory: Tensor, key_mask: Tensor | None = None) -> Any:
+        """Prepare a memory (batch, keys, hidden) for any number of queries."""
+        return self.kernel.summarize(self.project(memory), key_mask)
+
+    def read(self, x: Tensor, summary: Any) -> Tensor:
+        """Let ``x`` (batch, queries, hidden) attend to a summarized memory."""
+        return self.merge_heads(self.kernel.read(self.split_heads(self.query(x)), summary))
+
+    def step(self, x: Tensor, state: Any) -> Tensor:
+        """Let the next position (batch, 1, hidden) attend to itself and all before it.
+
+        ``state`` is the kernel's, by its ``start``, and moves on.
+        """
+        query = self.split_heads(self.query(x))
+        return self.merge_heads(self.kernel.step(query, self.project(x), state))
+
+    def weights(self, x: Tensor, memory: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Return the weights of ``x`` on a memory, (batch, heads, queries, keys), to look at."""
+        query = self.split_heads(self.query(x))
+        return self.kernel.weights(query, self.project(memory).keys, key_mask)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm residual attention and MLP: x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        mlp_size: int,
+        *,
+        dropout: float = 0.0,
+        kernel: AttentionKernel | None = None,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention = MultiHeadAttention(hidden_size, heads, kernel=kernel)
+        self.mlp_norm = nn.LayerNorm(hidden_size)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, mlp_size), nn.GELU(), nn.Linear(mlp_size, hidden_size)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Self-attention: (batch, length, hidden) → the same."""
+        return self._finish(x, self.attention(self.attention_norm(x), key_mask))
+
+    def read(self, x: Tensor, summary: Any) -> Tensor:
+        """Cross-attention to what the attention summarized: (batch, length, hidden) → the same."""
+        return self._finish(x, self.attention.read(self.attention_norm(x), summary))
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
