@@ -1,11 +1,13 @@
 """Each test names the section of docs/maclaurin_attention.md that it checks."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from networks.attention import (
     AttentionKernel,
@@ -150,6 +152,42 @@ def test_section_4_linear_forms_equal_the_naive_one(
     theirs = maclaurin_attention_naive(q, k, v, terms, **settings)  # type: ignore[arg-type]
     assert ours.dtype == dtype
     assert_same(ours, theirs, (q, k, v), tolerance)
+
+
+def multiplications(function: Callable[[], object]) -> int:
+    """Count those of matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() // 2
+
+
+def test_sections_1_4_and_7_multiplications_of_the_forms() -> None:
+    length, size, value_size, terms = 512, 5, 7, 3
+    m = count_features(size, terms)
+    q, k = torch.randn(2, 1, 1, length, size)
+    v = torch.randn(1, 1, length, value_size)
+
+    def naive(n: int) -> int:
+        a, b, c = (x[..., :n, :] for x in (q, k, v))
+        return multiplications(lambda: maclaurin_attention_naive(a, b, c, terms))
+
+    def linear(n: int, *, causal: bool = False) -> int:
+        a, b, c = (x[..., :n, :] for x in (q, k, v))
+        return multiplications(lambda: maclaurin_attention(a, b, c, terms, causal=causal, chunk=64))
+
+    assert naive(length) == length**2 * (size + value_size + 1)
+    assert linear(length) == 2 * length * m * (value_size + 1)
+    assert linear(length) == 2 * linear(length // 2)
+    # The first chunk has no past, the last one no future.
+    each = 64 * (size + value_size + 1) + 2 * m * (value_size + 1)
+    assert linear(length, causal=True) == length * each - 2 * 64 * m * (value_size + 1)
+    crossover = 2 * m * (value_size + 1) / (size + value_size + 1)
+    below, above = math.floor(crossover), math.ceil(crossover + 1e-9)
+    assert naive(below) <= linear(below)
+    assert naive(above) >= linear(above)
+    equal = torch.randn(1, 1, 300, 6)
+    softmax = multiplications(lambda: torch.softmax(equal @ equal.transpose(-1, -2), -1) @ equal)
+    assert softmax == 300**2 * (6 + 6)
 
 
 def test_section_4_queries_and_keys_may_be_of_different_number() -> None:
