@@ -26,6 +26,7 @@ examples:
   python cli.py predict --config configs/asr_transformer.yaml --data.init_args.predict_paths+=a.wav
   python cli.py compare runs/asr_transformer runs/asr_lstm
   python cli.py sweep --config configs/sweeps/octmnist_cnn_learning_rate.yaml
+  python cli.py separable --dimension 2 --low 0 --high 0
   tensorboard --logdir runs
 """
 OVERRIDES = """\
@@ -70,10 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--ckpt_path",
-            metavar="last|best|FILE",
-            help="resume from a checkpoint; by default start anew"
+            metavar="last|best|none|FILE",
+            help="resume from a checkpoint; by default none, start anew"
             if stage == "fit"
-            else "checkpoint to use, by default best",
+            else "checkpoint to use, by default best; none for a model as it is constructed",
         )
     compare = commands.add_parser("compare", help="put runs side by side: a table and curves")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directory, trained and tested")
@@ -82,6 +83,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         default="runs/comparison",
         help="folder for comparison.md and curves.png (default: %(default)s)",
+    )
+    separable = commands.add_parser(
+        "separable",
+        help="can one perceptron compute f(x) = +1 iff A <= sum of x <= B? answer and proof",
+    )
+    for flag, name in (("dimension", "D"), ("low", "A"), ("high", "B")):
+        separable.add_argument(f"--{flag}", metavar=name, type=int, required=True)
+    separable.add_argument(
+        "--output",
+        metavar="DIR",
+        default="runs/separable",
+        help="folder for the picture where D = 2 (default: %(default)s)",
     )
     sweep = commands.add_parser(
         "sweep", help="search hyper-parameters; other arguments are those of every fit"
@@ -112,6 +125,10 @@ def main(args: Sequence[str] | None = None) -> None:
             from commands.compare import compare
 
             compare([Path(path) for path in options.runs], Path(options.output))
+        elif options.command == "separable":
+            from commands.separable import separable
+
+            separable(options.dimension, options.low, options.high, Path(options.output))
         else:
             from commands.sweep import run_sweep
 

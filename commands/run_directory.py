@@ -64,5 +64,5 @@ class RunDirectory:
             return path
         path = Path(name)
         if not path.is_file():
-            raise UserError(f"--ckpt_path {name} does not exist: name a file, last or best")
+            raise UserError(f"--ckpt_path {name} does not exist: name a file, last, best or none")
         return path

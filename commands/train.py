@@ -43,6 +43,9 @@ LINKS = (
     ("class_count", "network.init_args.classes"),
     ("channels", "network.init_args.channels"),
     ("inputs", "network.init_args.inputs"),
+    ("dimension", "network.init_args.dimension"),
+    ("low", "network.init_args.low"),
+    ("high", "network.init_args.high"),
 )
 """What the model takes from the data: attribute of the data module → argument of the model."""
 
@@ -114,9 +117,10 @@ class SuiteCLI(LightningCLI):
             config.experiment = Path(config.config[0].relative).stem
         self.run = RunDirectory(Path(config.trainer.default_root_dir) / config.experiment)
         name = config.ckpt_path
-        if self.subcommand != "fit":
-            name = name or "best"  # without a checkpoint Lightning would judge random weights
-        elif name is None:
+        if name is None and self.subcommand != "fit":
+            name = "best"  # without a checkpoint Lightning would judge random weights
+        name = None if name == "none" else name
+        if name is None and self.subcommand == "fit":
             rank_zero_only(self.run.check_unused)()  # the others start when it runs already
         self.checkpoint = None if name is None else self.run.checkpoint(name)
         self.resume_step = 0 if self.checkpoint is None else read_global_step(self.checkpoint)
@@ -207,7 +211,8 @@ class SuiteCLI(LightningCLI):
         """Write ``test_metrics.json``."""
         if self.trainer.is_global_zero:
             metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
-            record = {"checkpoint": str(self.checkpoint), "metrics": metrics}
+            checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+            record = {"checkpoint": checkpoint, "metrics": metrics}
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.test_metrics.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """One LightningDataModule a data set: get it, check it, split it, batch it."""
 
+from datamodules.boolean import BooleanDataModule
 from datamodules.demo_oct import DemoOCTDataModule
 from datamodules.demo_speech import DemoSpeechDataModule
 from datamodules.ljspeech import LJSpeechDataModule
@@ -7,6 +8,7 @@ from datamodules.medmnist import MedMNISTDataModule
 from datamodules.octmnist import OCTMNISTDataModule
 
 __all__ = [
+    "BooleanDataModule",
     "DemoOCTDataModule",
     "DemoSpeechDataModule",
     "LJSpeechDataModule",

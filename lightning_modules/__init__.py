@@ -1,8 +1,15 @@
 """One LightningModule a task: loss, metrics, what is logged; a network is injected."""
 
+from lightning_modules.boolean_classifier import BooleanClassifier
 from lightning_modules.classifier import ImageClassifier
 from lightning_modules.schedules import WarmupLinearDecay
 from lightning_modules.scratch_classifier import ScratchClassifier
 from lightning_modules.speech_recognizer import SpeechRecognizer
 
-__all__ = ["ImageClassifier", "ScratchClassifier", "SpeechRecognizer", "WarmupLinearDecay"]
+__all__ = [
+    "BooleanClassifier",
+    "ImageClassifier",
+    "ScratchClassifier",
+    "SpeechRecognizer",
+    "WarmupLinearDecay",
+]

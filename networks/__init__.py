@@ -9,6 +9,7 @@ from networks.attention import (
     maclaurin_features,
 )
 from networks.audio_encoder import AudioEncoder
+from networks.boolean import BooleanPerceptron, IntervalMLP
 from networks.classifiers import ConvNet, FeedForwardNetwork, get_number_trainable_params
 from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
 from networks.residual import ResidualNetwork
@@ -18,8 +19,10 @@ from networks.text_decoder import TextDecoder, TextDecoderRecurrent, TextDecoder
 
 __all__ = [
     "AudioEncoder",
+    "BooleanPerceptron",
     "ConvNet",
     "FeedForwardNetwork",
+    "IntervalMLP",
     "LogMelSpectrogram",
     "MaclaurinAttention",
     "MultiHeadAttention",

@@ -13,6 +13,7 @@ from tests.conftest import CONFIGS
 FAST = "debug/fast.yaml"
 SPEECH = {
     "asr_transformer.yaml": ["asr_transformer.yaml", FAST],
+    "asr_transformer_maclaurin.yaml": ["asr_transformer_maclaurin.yaml", FAST],
     "asr_lstm.yaml": ["asr_lstm.yaml", FAST],
     "demo/speech.yaml": ["asr_transformer.yaml", "demo/speech.yaml", FAST],
     "debug/fast.yaml": ["asr_transformer.yaml", FAST],
@@ -23,6 +24,7 @@ IMAGES = {
     **{path.name: [path.name, FAST] for path in CONFIGS.glob("octmnist_*.yaml")},
     "demo/oct.yaml": ["octmnist_mlp.yaml", "demo/oct.yaml", FAST],
 }
+BOOLEAN = {path.name for path in CONFIGS.glob("boolean_*.yaml")}
 SPEECH_SCORES = ["cer", "wer", "jaccard", "cosine", "damerau_levenshtein", "loss", "nll"]
 IMAGE_SCORES = ["accuracy", "auc", "recall", "loss"]
 CLASSES = ["choroidal neovascularization", "diabetic macular edema", "drusen", "normal"]
@@ -36,7 +38,7 @@ def layered(names: list[str]) -> list[str]:
 def test_every_config_is_tried() -> None:
     found = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
     experiments = {name for name in found if not name.startswith("sweeps/")}  # test_sweep.py's
-    assert set(SPEECH) | set(IMAGES) == experiments
+    assert set(SPEECH) | set(IMAGES) | BOOLEAN == experiments
 
 
 def check_fit_and_test(
@@ -99,3 +101,18 @@ def test_images(name: str, retinas: Path, run_cli: Callable[..., Path]) -> None:
     assert lines[0] == ",".join(["index", *CLASSES])
     probabilities = [[float(value) for value in line.split(",")[1:]] for line in lines[1:]]
     assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in probabilities)
+
+
+@pytest.mark.parametrize("name", sorted(BOOLEAN))
+def test_boolean_functions(name: str, run_cli: Callable[..., Path]) -> None:
+    args = layered([name])
+    scores = ["accuracy", "perturbed_accuracy", "margin"]
+    if name == "boolean_perceptron.yaml":
+        fast = [*args, "--config", str(CONFIGS / FAST)]
+        run = check_fit_and_test(fast, ["loss"], ["accuracy"], scores[1:], run_cli)
+    else:
+        run = run_cli("test", *args)
+        record = json.loads((run / "test_metrics.json").read_text())
+        assert record["checkpoint"] is None
+        assert record["metrics"] == {f"test/{score}": 1 for score in scores}
+    run_cli("predict", *args)

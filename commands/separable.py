@@ -1,0 +1,79 @@
+"""``separable``: can one perceptron compute f(x) = +1 iff A ≤ Σ xᵢ ≤ B? With a proof."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from errors import UserError
+from networks.boolean import check_interval
+from networks.separability import Certificate, Separation, explain, separate, signs
+
+LARGEST = 16
+"""Largest dimension that is decided: 65,536 inputs."""
+
+
+def separable(dimension: int, low: int, high: int, output: Path) -> None:
+    """Print the answer and its proof; for two inputs also draw them.
+
+    Raises:
+        UserError: unless 1 ≤ D ≤ `LARGEST` and −D ≤ A ≤ B ≤ D.
+    """
+    try:
+        check_interval(dimension, low, high)
+    except ValueError as error:
+        raise UserError(f"{error}") from error
+    if dimension > LARGEST:
+        raise UserError(
+            f"dimension {dimension} has 2^{dimension} inputs, too many to list: take {LARGEST} at "
+            "most (docs/boolean_functions.md has the answer for all)"
+        )
+    points = signs(dimension)
+    totals = points.sum(1)
+    labels = np.where((totals >= low) & (totals <= high), 1, -1)
+    found = separate(points, labels)
+    console = Console(highlight=False)
+    console.print(
+        f"f(x) = +1 iff {low} ≤ x1 + … + x{dimension} ≤ {high}, on {{−1, +1}}^{dimension}: +1 on "
+        f"{(labels > 0).sum():,} of {len(labels):,} inputs."
+    )
+    console.print(explain(found), soft_wrap=True)
+    if dimension == 2:
+        output.mkdir(parents=True, exist_ok=True)
+        path = output / f"separable_{low}_{high}.png"
+        draw(points, labels, found, path)
+        console.print(f"drawn in {path}")
+
+
+def draw(
+    points: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    found: Separation | Certificate,
+    path: Path,
+) -> None:
+    """Draw the four inputs with the separating line, or the two mixtures and where they meet."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    for label, color, marker in ((1, "C0", "o"), (-1, "C3", "X")):
+        chosen = points[labels == label]
+        text = f"f = {'+' if label > 0 else '−'}1"
+        x, y = chosen.T
+        axes.scatter(x, y, s=150, c=color, marker=marker, label=text, zorder=3)
+    grid = np.linspace(-2, 2, 201)
+    if isinstance(found, Separation):
+        x, y = np.meshgrid(grid, grid)
+        scores = found.weights[0] * x + found.weights[1] * y + found.bias
+        axes.contourf(x, y, np.sign(scores), levels=[-2, 0, 2], colors=["C3", "C0"], alpha=0.15)
+        axes.set_title("one perceptron computes it")
+    else:
+        for mixture, color in ((found.positives, "C0"), (found.negatives, "C3")):
+            axes.plot(*zip(*mixture, strict=True), color=color)
+        x, y = map(float, found.meeting_point())
+        axes.scatter(x, y, s=60, c="black", zorder=4, label="common mean")
+        axes.set_title("no perceptron computes it")
+    axes.set(xlim=(-2, 2), ylim=(-2, 2), xlabel="x1", ylabel="x2", aspect="equal")
+    axes.legend()
+    figure.savefig(path, dpi=120)

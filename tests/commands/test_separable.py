@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+
+import cli
+
+
+def test_xor_is_refuted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["separable", *"--dimension 2 --low 0 --high 0 --output".split(), str(tmp_path)])
+    output = capsys.readouterr().out
+    assert "+1 on 2 of 4 inputs" in output
+    assert "No perceptron computes it." in output
+    assert "f = −1:  1/2·(−, −) + 1/2·(+, +)" in output
+    assert (tmp_path / "separable_0_0.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_at_an_end_is_separated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["separable", "--dimension=3", "--low=-3", "--high=-1", f"--output={tmp_path}"])
+    assert "sign(− 1·x1 − 1·x2 − 1·x3)" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("interval", "message"),
+    [
+        ("--dimension 2 --low 1 --high 0", "low 1 is above high 0"),
+        ("--dimension 2 --low 0 --high 3", "high 3 is beyond ±2"),
+        ("--dimension 0 --low 0 --high 0", "dimension 0 is less than 1"),
+        ("--dimension 40 --low 0 --high 0", r"dimension 40 has 2\^40 inputs, too many to list"),
+    ],
+)
+def test_what_cannot_be_answered_is_named(interval: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        cli.main(["separable", *interval.split()])
