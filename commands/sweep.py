@@ -176,7 +176,7 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
             time.sleep(1)
     with sweep.lock_queue():  # one tests the winner
         if not study.get_trials(states=(TrialState.RUNNING,)):
-            report(study, sweep)
+            report(study, sweep, monitor)
 
 
 def find_work(study: optuna.Study, sweep: Sweep) -> Literal["take", "wait"] | None:
@@ -273,7 +273,7 @@ def fit_trial(
         study.tell(trial, (min if mode == "min" else max)(curve.values()))
 
 
-def report(study: optuna.Study, sweep: Sweep) -> None:
+def report(study: optuna.Study, sweep: Sweep, monitor: str) -> None:
     """Print and write the table of all trials, draw their curves, test the winner if it is not yet.
 
     Raises:
@@ -299,15 +299,20 @@ def report(study: optuna.Study, sweep: Sweep) -> None:
         )
     tested = read_run(run.path)
     keys = list(sweep.search)
-    headings = [*(key.rpartition(".")[2] for key in keys), "best validation", "state"]
-    rows = [
-        [*(str(trial.params[key]) for key in keys), f"{trial.value:.4f}", "finished"]
-        for trial in finished
-    ]
+    paths = [sweep.root / sweep.experiment(trial.params) for trial in finished]
+    curves = {path.name: read_curves(path / "metrics.csv") for path in paths}
+    headings = [key.rpartition(".")[2] for key in keys]
+    headings += [f"{monitor}, best", f"{monitor}, last", "train/loss, last", "seconds", "state"]
+    rows = []
+    for trial, run_curves in zip(finished, curves.values(), strict=True):
+        last = [list(run_curves[name].values())[-1] for name in (monitor, "train/loss")]
+        seconds = sum(run_curves["time/epoch"].values())
+        figures = [*(f"{value:.4f}" for value in (trial.value, *last)), f"{seconds:.1f}"]
+        rows.append([*(str(trial.params[key]) for key in keys), *figures, "finished"])
     rows += [
         [
             *(str(trial.params.get(key, "")) for key in keys),
-            "",
+            *[""] * 4,
             trial.user_attrs.get("error", "failed"),
         ]
         for trial in failed
@@ -322,6 +327,4 @@ def report(study: optuna.Study, sweep: Sweep) -> None:
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     text += f"\nWinner by validation: `{run.path.name}`: {scores}\n"
     (sweep.folder / "sweep.md").write_text(text, encoding="utf-8")
-    paths = [sweep.root / sweep.experiment(trial.params) for trial in finished]
-    curves = {path.name: read_curves(path / "metrics.csv") for path in paths}
     draw_curves(curves, sweep.folder / "curves.png")
