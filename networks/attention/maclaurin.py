@@ -20,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from networks.attention.kernel import AttentionKernel, KeyValues
 
+BLOCK_ELEMENTS = 2**20
+"""Numbers in the features of one block, over batch and heads: 4 MiB, about a core's cache."""
+
 
 def count_features(size: int, terms: int) -> int:
     """Return M = C(D + K − 1, K − 1), the monomials in D variables of degree K − 1 at most."""
@@ -28,9 +31,12 @@ def count_features(size: int, terms: int) -> int:
 
 def truncated_exp(t: Tensor, terms: int) -> Tensor:
     """Return Σ tⁿ/n! over the degrees 0 … terms − 1."""
-    total = torch.ones_like(t)
-    for n in range(terms - 1, 0, -1):
-        total = total * (t / n) + 1
+    if terms == 1:
+        return torch.ones_like(t)
+    one = torch.ones((), dtype=t.dtype, device=t.device)
+    total = torch.add(one, t, alpha=1 / (terms - 1))
+    for n in range(terms - 2, 0, -1):  # Horner's rule, one pass for each degree
+        total = torch.addcmul(one, total, t, value=1 / n)
     return total
 
 
@@ -64,8 +70,8 @@ def maclaurin_attention(
 ) -> Tensor:
     """Attention with truncated_exp(q·k/√D) for softmax's exp(q·k/√D), linear in length.
 
-    Computed in float32 at least, chunk by chunk: features exist for one chunk at a time, in the
-    backward pass too. Queries that see no key get zeros.
+    Computed in float32 at least, block by block: features exist for one block of positions at a
+    time, in the backward pass too. Queries that see no key get zeros.
 
     Args:
         query: (batch, heads, queries, D).
@@ -74,7 +80,8 @@ def maclaurin_attention(
         terms: K, terms of the series. An odd number makes every weight positive.
         causal: whether query i sees keys 0 … i only; there are then as many queries as keys.
         key_padding_mask: (batch, keys), true on padding, as torch.nn.MultiheadAttention's.
-        chunk: positions of a chunk; by default a number that suits M.
+        chunk: positions within which causal attention is computed by its definition; by default a
+            number that suits M.
 
     Returns:
         (batch, heads, queries, E), of the values' type.
@@ -85,8 +92,7 @@ def maclaurin_attention(
     check_terms(terms)
     query, key, weighed = _prepare(query, key, value, key_padding_mask)
     if not causal:
-        state = _summarize(key, weighed, terms, chunk)
-        return _read(query, state, terms, chunk).to(value.dtype)
+        return _read(query, _summarize(key, weighed, terms), terms).to(value.dtype)
     if query.shape[-2] != key.shape[-2]:
         raise ValueError(
             f"causal attention needs as many queries as keys, not {query.shape[-2]} and "
@@ -137,9 +143,9 @@ def maclaurin_step(
         (batch, heads, 1, E): what causal attention gives for this position.
     """
     query, key, weighed = _prepare(query, key, value, None)
-    new = _summarize(key, weighed, terms, None)
+    new = _summarize(key, weighed, terms)
     state.sums = new if state.sums is None else state.sums + new
-    return _read(query, state.sums, terms, None).to(value.dtype)
+    return _read(query, state.sums, terms).to(value.dtype)
 
 
 class MaclaurinAttention(AttentionKernel):
@@ -174,11 +180,11 @@ class MaclaurinAttention(AttentionKernel):
         keys, values = key_values
         padding = None if key_mask is None else ~key_mask
         _, keys, weighed = _prepare(keys, self._bound(keys), values, padding)
-        return _summarize(keys, weighed, self.terms, None)
+        return _summarize(keys, weighed, self.terms)
 
     def read(self, query: Tensor, summary: Tensor) -> Tensor:
         scaled = _scale(self._bound(query))
-        return _read(scaled, summary, self.terms, None).to(query.dtype)
+        return _read(scaled, summary, self.terms).to(query.dtype)
 
     def attend_causally(
         self, query: Tensor, key_values: KeyValues, key_mask: Tensor | None
@@ -248,25 +254,24 @@ def _normalize(sums: Tensor) -> Tensor:
     return numerator / denominator.masked_fill(denominator == 0, 1.0)
 
 
-def _summarize(key: Tensor, weighed: Tensor, terms: int, chunk: int | None) -> Tensor:
+def _summarize(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
     """Return Σ m(k)[v, 1]ᵀ over the keys, (…, M, E + 1), for monomials m."""
-    size = chunk or max(1024, count_features(key.shape[-1], terms))
-    parts = zip(key.split(size, -2), weighed.split(size, -2), strict=True)
-    saves_memory = key.shape[-2] > size
+    block = _block_length(key, terms)
+    saves_memory = key.shape[-2] > block
     state: Tensor | None = None
-    for keys, values in parts:
-        new = _run(_sum_chunk, saves_memory, keys, values, terms)
+    for keys, values in zip(key.split(block, -2), weighed.split(block, -2), strict=True):
+        new = _run(_sum_block, saves_memory, keys, values, terms)
         state = new if state is None else state + new
     assert state is not None, "no keys"
     return state
 
 
-def _read(query: Tensor, state: Tensor, terms: int, chunk: int | None) -> Tensor:
+def _read(query: Tensor, state: Tensor, terms: int) -> Tensor:
     """Return the means (…, queries, E) that queries read from a state."""
-    size = chunk or max(1024, count_features(query.shape[-1], terms))
-    saves_memory = query.shape[-2] > size
+    block = _block_length(query, terms)
+    saves_memory = query.shape[-2] > block
     outputs = [
-        _run(_read_chunk, saves_memory, queries, state, terms) for queries in query.split(size, -2)
+        _run(_read_block, saves_memory, queries, state, terms) for queries in query.split(block, -2)
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
 
@@ -275,30 +280,33 @@ def _attend_causally(
     query: Tensor, key: Tensor, weighed: Tensor, terms: int, chunk: int | None
 ) -> Tensor:
     """Return the means (…, length, E): within a chunk by definition, before it by the state."""
-    # A position costs chunk·D within and M·E before its chunk.
-    size = chunk or min(max(count_features(key.shape[-1], terms), 64), 512)
-    parts = zip(*(x.split(size, -2) for x in (query, key, weighed)), strict=True)
-    saves_memory = query.shape[-2] > size
+    # A position costs chunk·(D + E + 1) within its chunk and 2M(E + 1) for what is before it.
+    chunk = chunk or min(max(2 ** round(math.log2(count_features(key.shape[-1], terms))), 64), 512)
+    block = max(_block_length(query, terms) // chunk, 1) * chunk
+    saves_memory = query.shape[-2] > block
     outputs = []
     state: Tensor | None = None
-    for queries, keys, values in parts:
-        outputs.append(_run(_causal_chunk, saves_memory, queries, keys, values, state, terms))
-        if len(outputs) * size < query.shape[-2]:
-            new = _run(_sum_chunk, saves_memory, keys, values, terms)
-            state = new if state is None else state + new
+    for parts in zip(*(x.split(block, -2) for x in (query, key, weighed)), strict=True):
+        output, state = _run(_causal_block, saves_memory, *parts, state, terms, chunk)
+        outputs.append(output)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
 
 
-def _run(function: Callable[..., Tensor], saves_memory: bool, *args: Any) -> Tensor:
-    """Call; if one of several chunks, compute its features anew in the backward pass."""
+def _block_length(x: Tensor, terms: int) -> int:
+    """Return how many positions' features are there at once, over all batches and heads."""
+    rows = max(math.prod(x.shape[:-2]), 1)
+    return max(BLOCK_ELEMENTS // (rows * count_features(x.shape[-1], terms)), 64)
+
+
+def _run(function: Callable[..., Any], saves_memory: bool, *args: Any) -> Any:
+    """Call; if one of several blocks, compute its features anew in the backward pass."""
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if saves_memory and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-        return result
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return function(*args)
 
 
-def _sum_chunk(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
+def _sum_block(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
     with torch.autocast(key.device.type, enabled=False):
         return _monomials(key, terms) @ weighed
 
@@ -309,19 +317,32 @@ def _read_sums(query: Tensor, state: Tensor, terms: int) -> Tensor:
     return _monomials(query, terms).transpose(-1, -2) @ (coefficients[:, None] * state)
 
 
-def _read_chunk(query: Tensor, state: Tensor, terms: int) -> Tensor:
+def _read_block(query: Tensor, state: Tensor, terms: int) -> Tensor:
     with torch.autocast(query.device.type, enabled=False):
         return _normalize(_read_sums(query, state, terms))
 
 
-def _causal_chunk(
-    query: Tensor, key: Tensor, weighed: Tensor, state: Tensor | None, terms: int
-) -> Tensor:
+def _causal_block(
+    query: Tensor, key: Tensor, weighed: Tensor, state: Tensor | None, terms: int, chunk: int
+) -> tuple[Tensor, Tensor | None]:
+    """Attend within a block, all its chunks together; return also the state behind it."""
+    length = query.shape[-2]
     with torch.autocast(query.device.type, enabled=False):
+        if length <= chunk and state is None:  # a short sequence is all there is
+            sums = truncated_exp(query @ key.transpose(-1, -2), terms).tril() @ weighed
+            return _normalize(sums), None if length < chunk else _sum_block(key, weighed, terms)
+        # (…, chunks, chunk, size); [v, 1] = 0 behind the end.
+        query, key, weighed = (
+            F.pad(x, (0, 0, 0, -length % chunk)).unflatten(-2, (-1, chunk))
+            for x in (query, key, weighed)
+        )
         sums = truncated_exp(query @ key.transpose(-1, -2), terms).tril() @ weighed
-        if state is not None:
-            sums = sums + _read_sums(query, state, terms)
-        return _normalize(sums)
+        behind = _sum_block(key, weighed, terms).cumsum(-3)  # (…, chunks, M, E + 1)
+        if state is None:
+            state = torch.zeros_like(behind[..., 0, :, :])
+        before = torch.cat((state.unsqueeze(-3), behind[..., :-1, :, :] + state.unsqueeze(-3)), -3)
+        sums = sums + _read_sums(query, before, terms)
+        return _normalize(sums).flatten(-3, -2)[..., :length, :], behind[..., -1, :, :] + state
 
 
 def _monomials(x: Tensor, terms: int) -> Tensor:
