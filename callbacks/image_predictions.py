@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor, nn
 
-from callbacks.gathering import gather
+from datamodules.gathering import gather
 from datamodules.medmnist import ImageBatch
 
 if TYPE_CHECKING:

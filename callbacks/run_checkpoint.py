@@ -1,9 +1,11 @@
 """The two checkpoints of a run: best.ckpt and last.ckpt."""
 
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loops.evaluation_loop import RestartStage
 from pytorch_lightning.trainer.states import TrainerFn
 
 
@@ -24,16 +26,31 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_exception=True,
             enable_version_counter=False,
         )
+        self._validation_cut_off = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep the checkpoints in the run directory, with any logger or none."""
         self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where validation decides when, as with ``val_check_interval``."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_save_on_train_epoch_end(trainer):
+            self._save_last_unless_saved(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save ``last.ckpt`` after every epoch; Lightning's hook would only if it is the best."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._save_last_unless_saved(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save ``last.ckpt`` when training ends between two validations, as with ``max_steps``."""
+        """Save ``last.ckpt`` when training ends within an epoch, as with ``max_steps``."""
         super().on_train_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step:
+        self._save_last_unless_saved(trainer)
+
+    def _save_last_unless_saved(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(
@@ -44,4 +61,23 @@ class RunCheckpoint(ModelCheckpoint):
         Lightning's own hook would also write the interrupted state to ``best.ckpt``.
         """
         if trainer.state.fn == TrainerFn.FITTING and self._should_save_on_exception(trainer):
+            self._validation_cut_off = trainer.validating
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add whether training stopped within a validation."""
+        return {**super().state_dict(), "validation_cut_off": self._validation_cut_off}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state up."""
+        self._validation_cut_off = state_dict.pop("validation_cut_off", False)
+        super().load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with the validation that was cut off; Lightning would go on with the next epoch."""
+        super().on_train_start(trainer, pl_module)
+        if self._validation_cut_off:
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION  # noqa: SLF001
+            loop.restarting = False  # from its beginning
+        self._validation_cut_off = False

@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.gathering import gather
+from datamodules.gathering import gather
 from datamodules.speech import Clip, SpeechBatch
 from lightning_modules.speech_recognizer import Transcripts
 

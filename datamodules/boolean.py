@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from datamodules.resumable import ResumableLoader
 from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
 from networks.boolean import check_interval, interval_labels
@@ -100,4 +101,4 @@ class BooleanDataModule(SplitDataModule[TensorDataset]):
             rank=self.rank,
             world_size=self.world_size,
         )
-        return DataLoader(dataset, batch_size=None, sampler=sampler)
+        return ResumableLoader(dataset, batch_size=None, sampler=sampler)

@@ -12,6 +12,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from datamodules.download import check_digest, download, unpack_folder
+from datamodules.resumable import ResumableLoader
 from datamodules.sampling import LengthBucketBatchSampler
 from datamodules.speech import Clip, SpeechDataset, inspect_clip
 from datamodules.splits import SplitDataModule
@@ -196,7 +197,7 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
         if workers is None:
             workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
         # The sampler yields whole batches and the data set makes them: no per-item collation.
-        return DataLoader(
+        return ResumableLoader(
             dataset,
             batch_size=None,
             sampler=sampler,

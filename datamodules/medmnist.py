@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.download import check_digest, download
+from datamodules.resumable import ResumableLoader
 from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
 from errors import UserError
@@ -235,7 +236,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
             world_size=self.world_size,
         )
         # Images are in memory and a batch is one indexing: worker processes would only copy.
-        return DataLoader(dataset, batch_size=None, sampler=sampler)
+        return ResumableLoader(dataset, batch_size=None, sampler=sampler)
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         """Scale pixels, and augment in training, on the model's device."""

@@ -65,6 +65,7 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self.world_size = world_size
         self.jitter = jitter
         self.epoch = 0
+        self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to shuffle for; Lightning calls it."""
@@ -74,7 +75,8 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.global_batches():
+        skip, self.skip = self.skip, 0
+        for batch in self.global_batches()[skip:]:
             # Strided, so that the processes of one step hold clips of like length.
             yield batch[self.rank :: self.world_size].tolist()
 
@@ -135,6 +137,7 @@ class ShuffledBatchSampler(Sampler[tuple[Tensor, ...]]):
         self.world_size = world_size
         self.batches = count_batches(size, batch_size, world_size)
         self.epoch = 0
+        self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to shuffle for; Lightning calls it."""
@@ -144,7 +147,8 @@ class ShuffledBatchSampler(Sampler[tuple[Tensor, ...]]):
         return math.ceil(self.batches / self.steps_per_execution)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        batches = iter(np.array_split(self.order(), self.batches))
+        skip, self.skip = self.skip * self.steps_per_execution, 0
+        batches = iter(np.array_split(self.order(), self.batches)[skip:])
         while together := tuple(islice(batches, self.steps_per_execution)):
             yield tuple(torch.from_numpy(part[self.rank :: self.world_size]) for part in together)
 

@@ -7,6 +7,10 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.gathering import gather
+from datamodules.resumable import collect_random_state, restore_random_state
+from errors import UserError
+
 Split = TypeVar("Split", bound=Dataset)  # type: ignore[type-arg]
 
 NEEDED = {
@@ -28,10 +32,38 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
     def __init__(self) -> None:
         super().__init__()
         self.datasets: dict[str, Split] = {}
+        self._random_state: dict[str, Any] | None = None
 
     @abstractmethod
     def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
         """Return the batches of a split."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the random generators of every process, for the checkpoint."""
+        return {"random_states": gather([collect_random_state()])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep this process's random state until the first batch of the resumed training.
+
+        Raises:
+            UserError: if the checkpoint is of another number of processes.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        states = state["random_states"]
+        if len(states) != self.world_size:
+            raise UserError(
+                f"the checkpoint was written by {len(states)} processes and cannot be resumed "
+                f"exactly by {self.world_size}: use as many devices"
+            )
+        self._random_state = states[self.rank]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Restore the random state where training goes on: augmentation comes next."""
+        if self._random_state is not None and self.trainer is not None and self.trainer.training:
+            restore_random_state(self._random_state)
+            self._random_state = None
+        return batch
 
     @property
     def rank(self) -> int:

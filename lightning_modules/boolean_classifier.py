@@ -1,5 +1,7 @@
 """Boolean functions: training a perceptron, and proving what a network computes."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
@@ -9,6 +11,7 @@ from torchmetrics import MeanMetric, MinMetric
 
 from datamodules.boolean import BooleanDataModule
 from errors import UserError
+from lightning_modules.epoch_means import load_means, save_means
 from networks.boolean import BooleanPerceptron, IntervalMLP, sign
 from networks.separability import Certificate, explain, separate
 
@@ -32,6 +35,7 @@ class BooleanClassifier(LightningModule):
     def __init__(self, network: BooleanPerceptron | IntervalMLP) -> None:
         super().__init__()
         self.network = network
+        self.train_loss = MeanMetric()
         self.val_accuracy = MeanMetric()
         self.test_accuracy = MeanMetric()
         self.test_perturbed_accuracy = MeanMetric()
@@ -68,12 +72,29 @@ class BooleanClassifier(LightningModule):
         if isinstance(found, Certificate):
             rank_zero_info("Training will not reach accuracy 1.")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the mean loss so far in each process."""
+        checkpoint["epoch_losses"] = save_means({"loss": self.train_loss})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up: a run that is resumed in the middle of an epoch does not start that one."""
+        saved = checkpoint.get("epoch_losses", [])
+        load_means({"loss": self.train_loss}, saved, self.global_rank)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the mean loss."""
+        self.train_loss.reset()
+
     def training_step(self, batch: Batch) -> Tensor:
         """Return the hinge loss."""
         x, y, _ = batch
         loss = F.relu(1 - y * self.network(x)[:, 0]).mean()
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(y))
+        self.train_loss.update(loss.detach(), len(y))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss."""
+        self.log("train/loss", self.train_loss.compute())
 
     def validation_step(self, batch: Batch) -> None:
         """Score a batch."""

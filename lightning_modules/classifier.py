@@ -1,6 +1,7 @@
 """Image classification: what every classifier measures, and the one that autograd trains."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from datamodules.gathering import gather
 from datamodules.medmnist import ImageBatch, MedMNISTDataModule
 from errors import UserError
 
@@ -35,6 +37,8 @@ class Classifier(LightningModule, ABC):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.classes = classes
+        self._loss_sum = torch.zeros(())
+        self._examples = 0
         self.val_scores = _Scores(classes)
         self.test_scores = _Scores(classes)
 
@@ -52,9 +56,20 @@ class Classifier(LightningModule, ABC):
         if not isinstance(data, MedMNISTDataModule):
             raise UserError(f"{type(self).__name__} needs image data, not {type(data).__name__}")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the sum of the losses so far in each process."""
+        checkpoint["epoch_losses"] = gather([(float(self._loss_sum), self._examples)])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up: a run that is resumed in the middle of an epoch does not start that one."""
+        losses = checkpoint.get("epoch_losses", [])
+        if len(losses) == self.trainer.world_size:
+            total, self._examples = losses[self.global_rank]
+            self._loss_sum = torch.tensor(total)
+
     def on_train_start(self) -> None:
-        """Start the sum of the losses of a run that is resumed in the middle of an epoch."""
-        self.on_train_epoch_start()
+        """Move the sum of the losses to the device."""
+        self._loss_sum = self._loss_sum.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         """Start the sum of the losses."""

@@ -8,29 +8,31 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from datamodules.sampling import ShuffledBatchSampler
 from errors import UserError
 
 
 def count_steps(trainer: Trainer) -> int:
     """Return the optimizer steps of the whole training.
 
+    Lightning's `estimated_stepping_batches` would set up the loader, which then misses the state
+    that a checkpoint has for it.
+
     Raises:
-        UserError: if it has no end.
+        UserError: if the training has no end.
     """
-    batches = trainer.estimated_stepping_batches  # also makes the loader
-    sampler = getattr(trainer.train_dataloader, "sampler", None)
-    if not isinstance(sampler, ShuffledBatchSampler) or sampler.steps_per_execution == 1:
-        steps = batches
+    loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+    limit = trainer.limit_train_batches
+    batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
+    together = getattr(loader.sampler, "steps_per_execution", 1)
+    if together > 1:
+        steps = min(loader.sampler.batches, batches * together)
     else:
-        limit = trainer.num_training_batches * sampler.steps_per_execution
-        epochs = trainer.max_epochs
-        ends = [min(sampler.batches, limit) * epochs] if epochs and epochs > 0 else []
-        ends += [trainer.max_steps] if trainer.max_steps > 0 else []
-        steps = min(ends, default=math.inf)
-    if math.isinf(steps):
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+    ends = [steps * trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
+    ends += [trainer.max_steps] if trainer.max_steps > 0 else []
+    if not ends:
         raise UserError("a schedule over the whole training needs trainer.max_epochs or max_steps")
-    return int(steps)
+    return min(ends)
 
 
 class WarmupLinearDecay(LRScheduler):

@@ -1,5 +1,7 @@
 """The speech recognition task: losses, metrics, transcripts."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from datamodules.ljspeech import LJSpeechDataModule
 from datamodules.speech import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
 from errors import UserError
+from lightning_modules.epoch_means import load_means, save_means
 from metrics import (
     CharErrorRate,
     CosineSimilarity,
@@ -107,12 +110,29 @@ class SpeechRecognizer(LightningModule):
                         f"with --data.init_args.max_characters={longest}"
                     )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the mean losses so far in each process."""
+        checkpoint["epoch_losses"] = save_means(dict(self.train_losses.items(keep_base=True)))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up: a run that is resumed in the middle of an epoch does not start that one."""
+        metrics = dict(self.train_losses.items(keep_base=True))
+        load_means(metrics, checkpoint.get("epoch_losses", []), self.global_rank)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the mean losses."""
+        self.train_losses.reset()
+
     def training_step(self, batch: SpeechBatch) -> Tensor:
         """Return the loss."""
         losses, _, _ = self.losses(batch)
-        self._log_losses(self.train_losses, losses, batch)
+        self._sum_losses(self.train_losses, losses, batch)
         self.log("train/loss_step", losses["loss"], prog_bar=True, on_step=True, on_epoch=False)
         return losses["loss"]
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean losses; in `training_step` a run resumed behind the last one would not."""
+        self.log_dict(self.train_losses.compute())
 
     def validation_step(self, batch: SpeechBatch) -> None:
         """Measure one batch."""
@@ -164,7 +184,8 @@ class SpeechRecognizer(LightningModule):
         self, batch: SpeechBatch, loss_metrics: MetricCollection, scores: MetricCollection
     ) -> Transcripts:
         losses, memory, memory_mask = self.losses(batch)
-        self._log_losses(loss_metrics, losses, batch)
+        self._sum_losses(loss_metrics, losses, batch)
+        self.log_dict(loss_metrics, batch_size=len(batch.indices))
         transcripts = self.transcribe(batch, memory, memory_mask)
         references = [self.vocabulary.decode(tokens) for tokens in batch.tokens.tolist()]
         scores.update([text for _, text in transcripts], references)
@@ -185,10 +206,10 @@ class SpeechRecognizer(LightningModule):
         texts = [vocabulary.decode(row) for row in tokens.tolist()]
         return list(zip(batch.indices.tolist(), texts, strict=True))
 
-    def _log_losses(
-        self, metrics: MetricCollection, losses: dict[str, Tensor], batch: SpeechBatch
+    @staticmethod
+    def _sum_losses(
+        metrics: MetricCollection, losses: dict[str, Tensor], batch: SpeechBatch
     ) -> None:
         weight = (batch.token_lengths - 1).sum()  # the start token is no target
         for name, loss in losses.items():
             metrics[name].update(loss.detach(), weight)
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=len(batch.indices))

@@ -1,0 +1,106 @@
+"""A run that is interrupted anywhere and resumed ends as if nothing had happened, bit for bit."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import CONFIGS
+
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+def image_arguments(name: str, retinas: Path, *extra: str) -> list[str]:
+    args = ["--config", str(CONFIGS / f"octmnist_{name}.yaml"), f"--data.init_args.file={retinas}"]
+    return [*args, "--data.init_args.max_images=60", "--data.init_args.batch_size=16", *extra]
+
+
+@pytest.fixture(
+    params=["recognizer", "cnn", "cnn, two steps at once", "best", "scratch", "boolean"]
+)
+def experiment(request: pytest.FixtureRequest, small: list[str], retinas: Path) -> list[str]:
+    """Arguments of a run of three epochs of a few steps each, with every kind of randomness."""
+    if request.param == "recognizer":
+        network = "--model.init_args.network.init_args"
+        args = [*small, f"{network}.encoder.init_args.dropout=0.1", "--data.init_args.batch_size=6"]
+        args += [
+            f"{network}.decoder.init_args.dropout=0.1",
+            "--model.init_args.augment=SpecAugment",
+        ]
+    elif request.param == "boolean":
+        args = ["--config", str(CONFIGS / "boolean_perceptron.yaml")]
+        args += ["--data.init_args.dimension=4", "--data.init_args.batch_size=4"]
+    elif request.param == "best":
+        args = image_arguments("best", retinas, "--trainer.precision=32-true")
+        args += ["--model.init_args.network.init_args.widths=[4,8]"]
+    elif request.param == "scratch":
+        args = image_arguments("mlp_scratch", retinas)
+    else:
+        steps = 2 if "two" in request.param else 1
+        args = image_arguments("cnn", retinas, f"--data.init_args.steps_per_execution={steps}")
+        args += ["--lr_scheduler=lightning_modules.WarmupLinearDecay"]
+    return [*args, *QUIET, "--trainer.max_epochs=3", "--trainer.log_every_n_steps=1"]
+
+
+def with_stop(stream: Path, step: int = 0) -> list[str]:
+    return [
+        "--trainer.callbacks+=tests.stopping.StopAt",
+        f"--trainer.callbacks.stream={stream}",
+        f"--trainer.callbacks.step={step}",
+    ]
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """Compare nested states, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {key: state[key] for key in ("state_dict", "optimizer_states", "lr_schedulers",
+                                        "global_step", "epoch")}  # fmt: skip
+
+
+def curves(run: Path) -> list[dict[str, str]]:
+    """All that was logged, but for times and what is logged once a start."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [
+            {k: v for k, v in row.items() if v and not k.startswith(("time/", "parameters"))}
+            for row in csv.DictReader(file)
+        ]
+    return [row for row in rows if set(row) - {"epoch", "step"}]
+
+
+def test_a_run_interrupted_at_any_step_ends_as_if_it_was_not(
+    experiment: list[str], run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    stream = tmp_path / "whole"
+    run = run_cli("fit", *experiment, *with_stop(stream))
+    whole, order, logged = final_state(run), stream.read_text().splitlines(), curves(run)
+    run.rename(tmp_path / "whole run")
+    steps = [int(line.split(" ", 1)[0]) for line in order[1:]]
+    assert len(steps) >= 5
+    for step in steps:
+        stream = tmp_path / f"stopped at {step}"
+        with pytest.raises(SystemExit) as stopped:
+            run_cli("fit", *experiment, *with_stop(stream, step))
+        assert stopped.value.code == 143
+        run_cli("fit", *experiment, *with_stop(stream), "--ckpt_path=last")
+        assert stream.read_text().splitlines() == order, step
+        assert_equal(final_state(run), whole, f"stopped at {step}: ")
+        assert curves(run) == logged, step
+        run.rename(tmp_path / f"run {step}")
