@@ -1,11 +1,11 @@
-# make install | demo | test | lint | types: each is safe to run again; what is there is not made anew.
+# make install | demo | test | test-slow | lint | types: each is safe to run again; what is there is not made anew.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := --config configs/asr_transformer.yaml --config configs/demo/speech.yaml --experiment demo
 
-.PHONY: install demo test lint types clean
+.PHONY: install demo test test-slow lint types clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow -s
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
 from callbacks import RunCheckpoint, RunFacts
+from callbacks.durable_checkpoints import DurableCheckpointIO
 from callbacks.metrics_csv import MetricsCSV
 from commands.run_directory import RunDirectory
 from errors import UserError
@@ -140,6 +141,9 @@ class SuiteCLI(LightningCLI):
         """Build the trainer around the run directory; only fit logs curves."""
         kwargs["default_root_dir"] = str(self.run.path)
         trainer = self._get(self.config_init, "trainer")
+        plugins = trainer.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:

@@ -1,14 +1,20 @@
 """A run that is interrupted anywhere and resumed ends as if nothing had happened, bit for bit."""
 
 import csv
+import errno
+import os
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 
-from tests.conftest import CONFIGS
+from tests.conftest import CONFIGS, ROOT
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
@@ -104,3 +110,68 @@ def test_a_run_interrupted_at_any_step_ends_as_if_it_was_not(
         assert_equal(final_state(run), whole, f"stopped at {step}: ")
         assert curves(run) == logged, step
         run.rename(tmp_path / f"run {step}")
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    small: list[str],
+    run_cli: Callable[..., Path],
+    fail_cli: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = run_cli("fit", *small, "--trainer.max_epochs=1")
+    last = run / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    save = torch.save
+
+    def fill_up(checkpoint: Any, file: BinaryIO) -> None:
+        save(checkpoint, file)
+        file.truncate(1000)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", fill_up)
+    message = fail_cli("fit", *small, "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert "could not be written ([Errno 28] No space left on device)" in message
+    assert "the previous one is kept" in message
+    assert last.read_bytes() == before
+    assert {path.name for path in last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+    monkeypatch.undo()
+    run_cli("fit", *small, "--trainer.max_epochs=2", "--ckpt_path=last")
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(tmp_path: Path) -> None:
+    """SIGKILL, during saves too, at least 50 times; temporary files on another file system."""
+    command = [sys.executable, "cli.py", "fit", "--config", "configs/boolean_perceptron.yaml"]
+    command += [*QUIET, "--data.init_args.dimension=6", "--data.init_args.batch_size=16"]
+    command += ["--trainer.max_epochs=1500", f"--trainer.default_root_dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": "/dev/shm"}  # noqa: S108
+    quiet: dict[str, Any] = {
+        "cwd": ROOT,
+        "env": environment,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
+    subprocess.run([*command, "--experiment=whole"], check=True, **quiet)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    moment = random.Random(0)
+    kills = torn = 0
+    while True:
+        resume = ["--ckpt_path=last"] if last.exists() else []
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = subprocess.Popen([*command, "--experiment=killed", *resume], **quiet)
+        while process.poll() is None and (not last.exists() or last.stat().st_mtime_ns == before):
+            time.sleep(0.001)
+        try:
+            process.wait(timeout=moment.uniform(0, 0.5))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            torn += any(last.parent.glob("*.part"))
+            torch.load(last, weights_only=True)  # whole
+    assert process.returncode == 0
+    assert kills >= 50
+    assert_equal(final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
+    assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
+    print(f"{kills} kills, {torn} of them within a save")
