@@ -1,5 +1,6 @@
 """The two checkpoints of a run: best.ckpt and last.ckpt."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ class RunCheckpoint(ModelCheckpoint):
     Args:
         monitor: metric that decides what is best.
         mode: ``min`` or ``max``.
+        minutes: most time between two ``last.ckpt``, within an epoch too; None saves only behind
+            epochs.
     """
 
-    def __init__(self, monitor: str = "val/loss", mode: str = "min") -> None:
+    def __init__(
+        self, monitor: str = "val/loss", mode: str = "min", minutes: float | None = 10
+    ) -> None:
         super().__init__(
             filename="best",
             monitor=monitor,
@@ -26,12 +31,24 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_exception=True,
             enable_version_counter=False,
         )
+        self.minutes = minutes
+        self._saved_at = 0.0
         self._validation_cut_off = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep the checkpoints in the run directory, with any logger or none."""
         self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
         super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save ``last.ckpt`` if the last one is old."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.minutes is not None:
+            is_old = time.monotonic() - self._saved_at >= 60 * self.minutes
+            if trainer.strategy.broadcast(is_old):  # the processes' clocks differ
+                self._save_last_unless_saved(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where validation decides when, as with ``val_check_interval``."""
@@ -48,6 +65,10 @@ class RunCheckpoint(ModelCheckpoint):
         """Save ``last.ckpt`` when training ends within an epoch, as with ``max_steps``."""
         super().on_train_end(trainer, pl_module)
         self._save_last_unless_saved(trainer)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._saved_at = time.monotonic()
 
     def _save_last_unless_saved(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
@@ -76,6 +97,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the validation that was cut off; Lightning would go on with the next epoch."""
         super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
         if self._validation_cut_off:
             loop = trainer.fit_loop.epoch_loop.val_loop
             loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION  # noqa: SLF001

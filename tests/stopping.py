@@ -36,3 +36,22 @@ class StopAt(Callback):
     ) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), self.signal_number)
+
+
+class KeepEachLast(Callback):
+    """Before each step copy ``last.ckpt``, as a kill there would leave it.
+
+    Args:
+        folder: of the copies, ``<steps taken>.ckpt``.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        if last.exists():
+            self.folder.mkdir(exist_ok=True)
+            (self.folder / f"{trainer.global_step}.ckpt").write_bytes(last.read_bytes())

@@ -112,6 +112,23 @@ def test_a_run_interrupted_at_any_step_ends_as_if_it_was_not(
         run.rename(tmp_path / f"run {step}")
 
 
+def test_a_checkpoint_written_within_an_epoch_is_exact_too(
+    experiment: list[str], run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Resume from what a kill before each step would have left behind."""
+    keep = ["--trainer.callbacks+=tests.stopping.KeepEachLast"]
+    keep += [f"--trainer.callbacks.folder={tmp_path / 'kept'}"]
+    run = run_cli("fit", *experiment, *keep, "--checkpoint.minutes=0")
+    whole = final_state(run)
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert len(kept) >= 5
+    for path in kept:
+        run.rename(tmp_path / f"run before {path.stem}")
+        assert torch.load(path, weights_only=True)["global_step"] == int(path.stem)
+        run_cli("fit", *experiment, f"--ckpt_path={path}")
+        assert_equal(final_state(run), whole, f"{path.stem}: ")
+
+
 def test_a_full_disk_keeps_the_previous_checkpoint(
     small: list[str],
     run_cli: Callable[..., Path],
@@ -175,3 +192,37 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(tmp_path: Path) ->
     assert_equal(final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
     assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
     print(f"{kills} kills, {torn} of them within a save")
+
+
+class Payload:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("stage", ["fit", "test", "predict"])
+def test_no_code_of_a_checkpoint_runs(
+    stage: str,
+    small: list[str],
+    run_cli: Callable[..., Path],
+    fail_cli: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = run_cli("fit", *small, "--trainer.max_epochs=1")
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    effect = tmp_path / "effect"
+    torch.save({**state, "payload": Payload(effect)}, tmp_path / "pickled.ckpt")
+    message = fail_cli(stage, *small, f"--ckpt_path={tmp_path / 'pickled.ckpt'}")
+    assert "pickled.ckpt is not a whole checkpoint" in message
+    (tmp_path / "bystander.py").write_text(f"open({str(effect)!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    named = {"_class_path": "bystander.Model", "_instantiator": "bystander.build"}
+    torch.save({**state, "hyper_parameters": named}, tmp_path / "named.ckpt")
+    run_cli(stage, *small, "--trainer.max_epochs=2", f"--ckpt_path={tmp_path / 'named.ckpt'}")
+    assert not effect.exists()
+    assert "bystander" not in sys.modules
