@@ -33,6 +33,7 @@ class RunCheckpoint(ModelCheckpoint):
         )
         self.minutes = minutes
         self._saved_at = 0.0
+        self._first_step: int | None = None
         self._validation_cut_off = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -81,7 +82,13 @@ class RunCheckpoint(ModelCheckpoint):
 
         Lightning's own hook would also write the interrupted state to ``best.ckpt``.
         """
-        if trainer.state.fn == TrainerFn.FITTING and self._should_save_on_exception(trainer):
+        # What a run was resumed from is on disk, and whole; what failed while it was read is not.
+        is_new = self._first_step is not None and trainer.global_step > self._first_step
+        if (
+            trainer.state.fn == TrainerFn.FITTING
+            and is_new
+            and self._should_save_on_exception(trainer)
+        ):
             self._validation_cut_off = trainer.validating
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
@@ -98,6 +105,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Begin with the validation that was cut off; Lightning would go on with the next epoch."""
         super().on_train_start(trainer, pl_module)
         self._saved_at = time.monotonic()
+        self._first_step = trainer.global_step
         if self._validation_cut_off:
             loop = trainer.fit_loop.epoch_loop.val_loop
             loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION  # noqa: SLF001

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from errors import UserError
+
 
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that knows how many batches of which epoch it has yielded.
@@ -38,11 +40,21 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of batches yielded in it."""
-        return {"epoch": self._epoch, "yielded": self._yielded}
+        """Return the epoch, the number of batches yielded in it and that of all its batches."""
+        return {"epoch": self._epoch, "yielded": self._yielded, "batches": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on there."""
+        """Go on there.
+
+        Raises:
+            UserError: if the epochs are cut into other batches now.
+        """
+        if state["batches"] != len(self):
+            raise UserError(
+                f"the checkpoint's epochs have {state['batches']} batches, this configuration's "
+                f"{len(self)}: resume with the data, batch_size, steps_per_execution and number "
+                "of devices it was trained with"
+            )
         self._resumed = (state["epoch"], state["yielded"])
 
 

@@ -24,17 +24,27 @@ def image_arguments(name: str, retinas: Path, *extra: str) -> list[str]:
     return [*args, "--data.init_args.max_images=60", "--data.init_args.batch_size=16", *extra]
 
 
-@pytest.fixture(
-    params=["recognizer", "cnn", "cnn, two steps at once", "best", "scratch", "boolean"]
-)
+TASKS = [
+    "recognizer",
+    "recognizer, two workers",
+    "cnn",
+    "cnn, two steps at once",
+    "best",
+    "scratch",
+    "boolean",
+]
+
+
+@pytest.fixture(params=TASKS)
 def experiment(request: pytest.FixtureRequest, small: list[str], retinas: Path) -> list[str]:
     """Arguments of a run of three epochs of a few steps each, with every kind of randomness."""
-    if request.param == "recognizer":
+    if "recognizer" in request.param:
         network = "--model.init_args.network.init_args"
         args = [*small, f"{network}.encoder.init_args.dropout=0.1", "--data.init_args.batch_size=6"]
         args += [
             f"{network}.decoder.init_args.dropout=0.1",
-            "--model.init_args.augment=SpecAugment",
+            "--model.init_args.augment=networks.SpecAugment",
+            f"--data.init_args.num_workers={2 if 'workers' in request.param else 0}",
         ]
     elif request.param == "boolean":
         args = ["--config", str(CONFIGS / "boolean_perceptron.yaml")]
@@ -100,7 +110,8 @@ def test_a_run_interrupted_at_any_step_ends_as_if_it_was_not(
     run.rename(tmp_path / "whole run")
     steps = [int(line.split(" ", 1)[0]) for line in order[1:]]
     assert len(steps) >= 5
-    for step in steps:
+    # Starting workers takes seconds.
+    for step in steps[1::3] if "--data.init_args.num_workers=2" in experiment else steps:
         stream = tmp_path / f"stopped at {step}"
         with pytest.raises(SystemExit) as stopped:
             run_cli("fit", *experiment, *with_stop(stream, step))
@@ -192,6 +203,21 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(tmp_path: Path) ->
     assert_equal(final_state(tmp_path / "killed"), final_state(tmp_path / "whole"))
     assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
     print(f"{kills} kills, {torn} of them within a save")
+
+
+def test_resuming_with_other_batches_is_refused_and_harms_nothing(
+    retinas: Path, run_cli: Callable[..., Path], fail_cli: Callable[..., str], tmp_path: Path
+) -> None:
+    args = [*image_arguments("cnn", retinas, "--data.init_args.steps_per_execution=1"), *QUIET]
+    stop = with_stop(tmp_path / "stream", 2)
+    with pytest.raises(SystemExit):
+        run_cli("fit", *args, *stop)
+    last = tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    for change in ("steps_per_execution=4", "batch_size=8", "max_images=20"):
+        message = fail_cli("fit", *args, f"--data.init_args.{change}", "--ckpt_path=last")
+        assert "the checkpoint's epochs have 4 batches, this configuration's " in message
+        assert last.read_bytes() == before
 
 
 class Payload:
