@@ -78,7 +78,7 @@ def lengths_up_to(longest: int, form: str) -> list[int]:
     return [2**n for n in range(8, int(math.log2(longest)) + 1)]
 
 
-def seconds(function: Callable[[], None], budget: float = 0.6) -> float:
+def seconds(function: Callable[[], None], budget: float = 0.3) -> float:
     """Return the best time of a few calls, of one if it is slower than the budget."""
     best, spent = math.inf, 0.0
     while spent < budget:
