@@ -156,7 +156,6 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
     sweep = replace(sweep, root=Path(config.trainer.default_root_dir))
     monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with sweep.lock_queue():  # one process fills the queue
         study = optuna.create_study(
@@ -169,11 +168,15 @@ def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) 
         if sweep.trials == "grid" and not study.trials:
             for values in sweep.grid():
                 study.enqueue_trial(values, user_attrs={"queued": True})
-    while work := find_work(study, sweep):
-        if work == "take":
-            run_trial(study, sweep, monitor, mode)
-        else:
-            time.sleep(1)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C
+    try:
+        while work := find_work(study, sweep):
+            if work == "take":
+                run_trial(study, sweep, monitor, mode)
+            else:
+                time.sleep(1)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     with sweep.lock_queue():  # one tests the winner
         if not study.get_trials(states=(TrialState.RUNNING,)):
             report(study, sweep, monitor)

@@ -98,7 +98,7 @@ class Classifier(LightningModule, ABC):
 
     def predict_step(self, batch: ImageBatch) -> Tensor:
         """Return the probabilities (batch, classes)."""
-        return self.logits(batch.images).softmax(-1)
+        return self.logits(batch.images).float().softmax(-1)
 
     def _score(self, batch: ImageBatch, stage: str, scores: "_Scores") -> dict[str, Tensor]:
         logits = self.logits(batch.images).float()
@@ -206,6 +206,9 @@ class ImageClassifier(Classifier):
             self.sum_losses(loss.detach(), len(labels))
             if self.trainer.global_step == self.trainer.max_steps:
                 break
+        # What is logged is logged at this count, which the trainer raises by one for each batch.
+        epoch_loop = self.trainer.fit_loop.epoch_loop
+        epoch_loop._batches_that_stepped = self.trainer.global_step - 1  # noqa: SLF001
         return None
 
     def _needs_no_trainer(self) -> bool:
