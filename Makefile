@@ -21,11 +21,8 @@ demo: $(INSTALLED)
 	$(BIN)/python cli.py test $(DEMO)
 	@echo 'Look at curves, spectrograms and alignments: $(BIN)/tensorboard --logdir runs'
 
-# test_resume.py has a process of its own: behind all the others it ended in a segmentation fault,
-# whose cause is not found yet.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --ignore=tests/test_resume.py
-	$(BIN)/python -m pytest tests/test_resume.py
+	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -s

@@ -51,7 +51,7 @@ def experiment(request: pytest.FixtureRequest, small: list[str], retinas: Path) 
         args += ["--data.init_args.dimension=4", "--data.init_args.batch_size=4"]
     elif request.param == "best":
         args = image_arguments("best", retinas, "--trainer.precision=32-true")
-        args += ["--model.init_args.network.init_args.widths=[16,32]"]
+        args += ["--model.init_args.network.init_args.widths=[4,8]"]
     elif request.param == "scratch":
         args = image_arguments("mlp_scratch", retinas)
     else:
