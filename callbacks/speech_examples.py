@@ -39,7 +39,7 @@ class SpeechExamples(Callback):
         if self._batch is None:
             dataset = trainer.datamodule.datasets["val"]  # type: ignore[attr-defined]
             self._batch = dataset[range(min(self.clips, len(dataset)))]
-        batch = SpeechBatch(*(tensor.to(pl_module.device) for tensor in self._batch))
+        batch = pl_module.transfer_batch_to_device(self._batch, pl_module.device, 0)
         for i, view in enumerate(look(pl_module, batch)):
             tag = f"example_{i}"
             if first:

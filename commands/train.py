@@ -9,7 +9,6 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,10 +31,12 @@ from torch.optim import Optimizer
 
 from callbacks import RunCheckpoint, RunFacts
 from callbacks.durable_checkpoints import DurableCheckpointIO
+from callbacks.interruption import Interruption
 from callbacks.metrics_csv import MetricsCSV
 from commands.run_directory import RunDirectory
 from errors import UserError
 from lightning_modules.schedules import WarmupLinearDecay, count_steps
+from lightning_modules.training import NonFiniteLossError
 
 LINKS = (
     ("vocabulary", "vocabulary"),
@@ -66,6 +67,7 @@ class SuiteCLI(LightningCLI):
     """LightningCLI whose runs live in ``<trainer.default_root_dir>/<experiment>``."""
 
     run: RunDirectory
+    interruption: Interruption
     checkpoint: Path | None
     resume_step: int
 
@@ -121,6 +123,13 @@ class SuiteCLI(LightningCLI):
         if name is None and self.subcommand != "fit":
             name = "best"  # without a checkpoint Lightning would judge random weights
         name = None if name == "none" else name
+        if (
+            name is None
+            and self.run.holds_run()
+            and int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        ):
+            rank_zero_info(f"SLURM has started this job again: {self.run.path} goes on")
+            name = "last"
         if name is None and self.subcommand == "fit":
             rank_zero_only(self.run.check_unused)()  # the others start when it runs already
         self.checkpoint = None if name is None else self.run.checkpoint(name)
@@ -144,11 +153,12 @@ class SuiteCLI(LightningCLI):
         plugins = trainer.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
+        self.interruption = Interruption()
+        kwargs["callbacks"] = [*(trainer.callbacks or []), self.interruption]
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
-            facts = [RunFacts(), LearningRateMonitor("step")]
-            kwargs["callbacks"] = [*(trainer.callbacks or []), *facts]
+            kwargs["callbacks"] += [RunFacts(), LearningRateMonitor("step")]
         if self.subcommand == "fit" and trainer.logger in (None, True):
             kwargs["logger"] = [
                 TensorBoardLogger(
@@ -175,35 +185,38 @@ class SuiteCLI(LightningCLI):
             return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
         if isinstance(lr_scheduler, WarmupLinearDecay) and lr_scheduler.total_steps is None:
             lr_scheduler.total_steps = count_steps(lightning_module.trainer)
+            lr_scheduler.follows_trainer = True
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},
         }
 
-    def before_fit(self) -> None:
-        """Let Ctrl-C stop the training between two batches, as SIGTERM does.
-
-        Anywhere else, and the second time, it stops at once; in the middle of an optimizer step
-        that would leave weights half updated.
-        """
-
-        def stop(_signal: int, frame: FrameType | None) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            if not self.trainer.training:
-                signal.default_int_handler(_signal, frame)
-            rank_zero_info("Stopping behind this batch; press Ctrl-C again to stop at once.")
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        signal.signal(signal.SIGINT, stop)
-
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the stage; leave no new run directory behind if it fails before its first step."""
+        """Run the stage; leave no new run directory behind if it fails before its first step.
+
+        Raises:
+            UserError: if the memory does not suffice; names the batch.
+            SystemExit: with a status other than 0 if the run is interrupted.
+        """
         is_new = not self.run.path.exists()
         try:
             super()._run_subcommand(subcommand)
-        except BaseException:
+        except BaseException as error:
             if is_new and not self.run.holds_run() and self.trainer.is_global_zero:
                 shutil.rmtree(self.run.path, ignore_errors=True)
+            agreed = isinstance(error, SIGTERMException | NonFiniteLossError)
+            if agreed and not self.trainer.is_global_zero:
+                sys.exit(0)  # as all processes: the first one reports it, and is left to do so
+            if isinstance(error, SIGTERMException):  # a SystemExit of status 0, with work undone
+                self.interruption.requeue()
+                sys.exit(128 + (self.interruption.signal_number or signal.SIGTERM))
+            if is_out_of_memory(error):
+                batch = self.datamodule.batch_in_hand
+                at = self.datamodule.describe(batch) if batch else "the model, before any batch"
+                raise UserError(
+                    f"out of memory ({str(error).partition('. ')[0]}) at {at}: lower "
+                    "--data.init_args.batch_size"
+                ) from error
             raise
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -229,6 +242,12 @@ def shorten(message: str) -> str:
     )
     lines = (line.strip() for line in message.splitlines())
     return " ".join(line.removeprefix("- ") for line in lines if line and not noise.match(line))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory was asked for that is not there, on a GPU or a CPU."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def read_global_step(checkpoint: Path) -> int:
@@ -258,8 +277,6 @@ def run(args: list[str]) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
         start(args)
-    except SIGTERMException:  # a SystemExit of status 0, though the work is not done
-        sys.exit(128 + signal.SIGTERM)
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise

@@ -90,6 +90,10 @@ class BooleanDataModule(SplitDataModule[TensorDataset]):
         is_perturbed = torch.arange(len(labels)) >= len(inputs)
         return TensorDataset(torch.cat((inputs, perturbed)), labels, is_perturbed)
 
+    def describe(self, batch: tuple[Tensor, ...]) -> str:
+        """Return the number of inputs and the inputs."""
+        return f"a batch of {len(batch[0])} inputs ({batch[0].tolist()})"
+
     def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
         """Return the batches of a split."""
         dataset = self.datasets[split]

@@ -1,6 +1,7 @@
 """LJ Speech (Ito and Johnson 2017): one reader, 13,100 clips, about 24 hours."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from datamodules.download import check_digest, download, unpack_folder
 from datamodules.resumable import ResumableLoader
 from datamodules.sampling import LengthBucketBatchSampler
-from datamodules.speech import Clip, SpeechDataset, inspect_clip
+from datamodules.speech import Clip, SpeechBatch, SpeechDataset, inspect_clip
 from datamodules.splits import SplitDataModule
 from datamodules.vocabulary import COURSE_ALPHABET, CharacterVocabulary
 from errors import UserError
@@ -41,6 +42,8 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
             over-fit them.
         predict_paths: WAV or FLAC files, or folders searched for them, to transcribe with
             ``predict``; without any, the test clips.
+        max_faulty_clips: most clips that are skipped, and reported, because they are missing or
+            cannot be read; one more stops the run. With several processes, of each.
         num_workers: processes that read clips; None means none where there is no GPU, because
             reading costs little beside a model on the same cores, and up to 8 where there is one.
         seed: of the shuffling.
@@ -59,6 +62,7 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
         max_clips: int | None = None,
         evaluate_on_train: bool = False,
         predict_paths: Sequence[str] = (),
+        max_faulty_clips: int = 0,
         num_workers: int | None = None,
         seed: int = 0,
         url: str = ARCHIVE_URL,
@@ -78,6 +82,8 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
         self.max_clips = max_clips
         self.evaluate_on_train = evaluate_on_train
         self.predict_paths = predict_paths
+        self.max_faulty_clips = max_faulty_clips
+        self.faults: set[str] = set()
         self.num_workers = num_workers
         self.seed = seed
         self.url = url
@@ -152,8 +158,38 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
             if all(token == self.vocabulary.unknown for token in tokens):
                 raise UserError(f"{source}: the transcript {text!r} has no known character")
             kept = text[: self.max_characters]
-            clips.append(inspect_clip(id, path, self.sample_rate, source, kept))
+            try:
+                clips.append(inspect_clip(id, path, self.sample_rate, source, kept))
+            except UserError as error:
+                self.count_fault(str(error))
+        if not clips:
+            raise UserError(f"{self.root} has no readable clip for {split}")
         return clips
+
+    def count_fault(self, fault: str) -> None:
+        """Report a clip that is skipped.
+
+        Raises:
+            UserError: if it is one too many.
+        """
+        if fault in self.faults:
+            return
+        self.faults.add(fault)
+        if len(self.faults) > self.max_faulty_clips:
+            raise UserError(
+                f"{fault}; --data.init_args.max_faulty_clips={self.max_faulty_clips} is how many "
+                "such clips are skipped"
+            )
+        warnings.warn(
+            f"skipped clip {len(self.faults)} of at most {self.max_faulty_clips}: {fault}",
+            stacklevel=2,
+        )
+
+    def on_before_batch_transfer(self, batch: SpeechBatch, dataloader_idx: int) -> SpeechBatch:
+        """Count what the readers have skipped."""
+        for fault in batch.faults:
+            self.count_fault(fault)
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def _predicts_files(self) -> bool:
         predicting = self.trainer is not None and self.trainer.state.fn == TrainerFn.PREDICTING
@@ -175,6 +211,15 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
         return SpeechDataset(clips, self.vocabulary, self.sample_rate)
 
     # ------------------------------------------------------------------ batching
+
+    def describe(self, batch: SpeechBatch) -> str:
+        """Return the number of clips, what they are padded to, and the clips."""
+        clips = self.datasets[self.current_split].clips
+        seconds = batch.waveforms.shape[1] / self.sample_rate
+        return (
+            f"a batch of {len(batch.indices)} clips, padded to {seconds:.2f} s and "
+            f"{batch.tokens.shape[1]} tokens ({', '.join(clips[i].id for i in batch.indices)})"
+        )
 
     def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
         """Return the batches of a split."""

@@ -36,9 +36,11 @@ class ImageBatch(NamedTuple):
     labels: Tensor
     sizes: tuple[int, ...]
 
-    def steps(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return images and labels of each optimizer step."""
-        return zip(self.images.split(self.sizes), self.labels.split(self.sizes), strict=True)
+    def steps(self) -> Iterator["ImageBatch"]:
+        """Return the batch of each optimizer step."""
+        parts = (x.split(self.sizes) for x in (self.indices, self.images, self.labels))
+        for indices, images, labels in zip(*parts, strict=True):
+            yield ImageBatch(indices, images, labels, (len(labels),))
 
 
 class ImageDataset(Dataset[ImageBatch]):
@@ -220,6 +222,14 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         return images[: self.max_images], labels[: self.max_images]
 
     # ------------------------------------------------------------------ batching
+
+    def describe(self, batch: ImageBatch) -> str:
+        """Return the number of images, their size and their places in the split."""
+        places = ", ".join(map(str, batch.indices.tolist()))
+        return (
+            f"a batch of {len(batch.indices)} images of {self.size}×{self.size} pixels "
+            f"({self.current_split} images {places})"
+        )
 
     def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
         """Return the batches of a split."""

@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from errors import UserError
@@ -16,7 +18,8 @@ class ResumableLoader(DataLoader[Any]):
 
     Lightning keeps its state in the checkpoint. Its sampler yields whole batches, shuffles by
     ``epoch`` and has an attribute ``skip``, the batches to leave out at its next iteration, so that
-    a resumed epoch reads nothing twice, with any number of worker processes.
+    a resumed epoch reads nothing twice, with any number of worker processes; its ``fingerprint``
+    tells its batches from others.
 
     Its own generator seeds the workers: the global one is the model's alone.
     """
@@ -39,9 +42,20 @@ class ResumableLoader(DataLoader[Any]):
             self._yielded += 1  # before the batch is used: a checkpoint is written behind it
             yield batch
 
+    @property
+    def yielded(self) -> int:
+        """Return the number of batches yielded in the current epoch."""
+        return self._yielded
+
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch, the number of batches yielded in it and that of all its batches."""
-        return {"epoch": self._epoch, "yielded": self._yielded, "batches": len(self)}
+        """Return the epoch, the number of batches yielded in it, and what all its batches are."""
+        sampler: Any = self.sampler
+        return {
+            "epoch": self._epoch,
+            "yielded": self._yielded,
+            "batches": len(self),
+            "fingerprint": sampler.fingerprint(),
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on there.
@@ -49,43 +63,68 @@ class ResumableLoader(DataLoader[Any]):
         Raises:
             UserError: if the epochs are cut into other batches now.
         """
-        if state["batches"] != len(self):
+        now = self.state_dict()
+        if state["batches"] != now["batches"] or state["fingerprint"] != now["fingerprint"]:
             raise UserError(
                 f"the checkpoint's epochs have {state['batches']} batches, this configuration's "
-                f"{len(self)}: resume with the data, batch_size, steps_per_execution and number "
-                "of devices it was trained with"
+                f"{now['batches']}, and they are not the same: resume with the data, batch_size, "
+                "steps_per_execution, seed and number of devices it was trained with"
             )
         self._resumed = (state["epoch"], state["yielded"])
 
-
-def collect_random_state() -> dict[str, Any]:
-    """Return the state of this process's global generators, in types that torch.load trusts."""
-    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 # libraries may draw from it
-    assert isinstance(numpy_state, dict)
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": {
-            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-            "pos": int(numpy_state["state"]["pos"]),
-            "has_gauss": int(numpy_state["has_gauss"]),
-            "gauss": float(numpy_state["gauss"]),
-        },
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+    def put_back(self) -> None:
+        """Count the last batch as not yielded."""
+        self._yielded -= 1
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Set every global generator of this process."""
-    torch.set_rng_state(state["torch"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    stored = state["numpy"]
-    key = stored["key"].numpy().astype(np.uint32)
-    np.random.set_state(  # noqa: NPY002
-        ("MT19937", key, stored["pos"], stored["has_gauss"], stored["gauss"])
-    )
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+@dataclass(frozen=True)
+class RandomState:
+    """The states of a process's global generators."""
+
+    torch: Tensor
+    python: tuple[Any, ...]
+    numpy: dict[str, Any]
+    cuda: Tensor | None
+
+    @classmethod
+    def now(cls) -> "RandomState":
+        """Return the current states."""
+        numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 # libraries may draw from it
+        assert isinstance(numpy_state, dict)
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        return cls(torch.get_rng_state(), random.getstate(), numpy_state, cuda)
+
+    def restore(self) -> None:
+        """Set every generator."""
+        torch.set_rng_state(self.torch)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        if self.cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.cuda)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Return it in types that torch.load trusts."""
+        key = torch.from_numpy(self.numpy["state"]["key"].astype(np.int64))
+        position = int(self.numpy["state"]["pos"])
+        gauss = (int(self.numpy["has_gauss"]), float(self.numpy["gauss"]))
+        return {
+            "torch": self.torch,
+            "python": self.python,
+            "numpy": {"key": key, "pos": position, "has_gauss": gauss[0], "gauss": gauss[1]},
+            "cuda": self.cuda,
+        }
+
+    @classmethod
+    def from_checkpoint(cls, state: dict[str, Any]) -> "RandomState":
+        """Return what `to_checkpoint` made a dictionary of."""
+        version, internal, gauss = state["python"]
+        numpy_state = {
+            "bit_generator": "MT19937",
+            "state": {
+                "key": state["numpy"]["key"].numpy().astype(np.uint32),
+                "pos": state["numpy"]["pos"],
+            },
+            "has_gauss": state["numpy"]["has_gauss"],
+            "gauss": state["numpy"]["gauss"],
+        }
+        return cls(state["torch"], (version, tuple(internal), gauss), numpy_state, state["cuda"])

@@ -1,14 +1,19 @@
 """Batches that are the same everywhere for the same seed and epoch, and deal out to processes."""
 
 import math
+import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
+
+Batch = TypeVar("Batch")
 
 
 def count_batches(size: int, batch_size: int, world_size: int) -> int:
@@ -22,7 +27,31 @@ def count_batches(size: int, batch_size: int, world_size: int) -> int:
     return min(math.ceil(size / (batch_size * world_size)), size // world_size)
 
 
-class LengthBucketBatchSampler(Sampler[list[int]]):
+class EpochSampler(Sampler[Batch], ABC):
+    """A sampler of batches that depend on the epoch and not on what was drawn before.
+
+    Attributes:
+        epoch: the epoch to shuffle for.
+        skip: batches to leave out at the next iteration.
+    """
+
+    epoch = 0
+    skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to shuffle for; Lightning calls it."""
+        self.epoch = epoch
+
+    @abstractmethod
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Return an epoch's examples in their order, over all processes."""
+
+    def fingerprint(self) -> int:
+        """Return a checksum of the order, by which a resumed run knows that it is the same."""
+        return zlib.crc32(self.order(0).astype(np.int64).tobytes())
+
+
+class LengthBucketBatchSampler(EpochSampler[list[int]]):
     """Put clips of similar length into one batch, each clip once an epoch over all processes.
 
     Clips are sorted by length and cut into as few batches as ``batch_size`` allows, of equal size
@@ -64,38 +93,36 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.jitter = jitter
-        self.epoch = 0
-        self.skip = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to shuffle for; Lightning calls it."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
         skip, self.skip = self.skip, 0
-        for batch in self.global_batches()[skip:]:
+        for batch in self.global_batches(self.epoch)[skip:]:
             # Strided, so that the processes of one step hold clips of like length.
             yield batch[self.rank :: self.world_size].tolist()
 
-    def global_batches(self) -> list[np.ndarray]:
-        """Return the epoch's batches, each over all processes."""
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        return np.concatenate(self.global_batches(epoch))
+
+    def global_batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return an epoch's batches, each over all processes."""
         if not self.shuffle:
             return np.array_split(np.argsort(-self.lengths, kind="stable"), self.batches)
-        random = np.random.default_rng((self.seed, self.epoch))
+        random = np.random.default_rng((self.seed, epoch))
         factors = random.uniform(1 - self.jitter, 1 + self.jitter, len(self.lengths))
         batches = np.array_split(np.argsort(self.lengths * factors), self.batches)
         return [batches[i] for i in random.permutation(len(batches))]
 
     def padding(self) -> float:
         """Return the fraction of the epoch's samples that is padding, one process assumed."""
-        padded = sum(len(batch) * self.lengths[batch].max() for batch in self.global_batches())
+        batches = self.global_batches(self.epoch)
+        padded = sum(len(batch) * self.lengths[batch].max() for batch in batches)
         return float(1 - self.lengths.sum() / padded)
 
 
-class ShuffledBatchSampler(Sampler[tuple[Tensor, ...]]):
+class ShuffledBatchSampler(EpochSampler[tuple[Tensor, ...]]):
     """Cut a permutation, or a weighted draw, into batches of indices; each once over all processes.
 
     Batches are of equal size to within one, and every process gets the same number of them.
@@ -136,27 +163,20 @@ class ShuffledBatchSampler(Sampler[tuple[Tensor, ...]]):
         self.rank = rank
         self.world_size = world_size
         self.batches = count_batches(size, batch_size, world_size)
-        self.epoch = 0
-        self.skip = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to shuffle for; Lightning calls it."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return math.ceil(self.batches / self.steps_per_execution)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         skip, self.skip = self.skip * self.steps_per_execution, 0
-        batches = iter(np.array_split(self.order(), self.batches)[skip:])
+        batches = iter(np.array_split(self.order(self.epoch), self.batches)[skip:])
         while together := tuple(islice(batches, self.steps_per_execution)):
             yield tuple(torch.from_numpy(part[self.rank :: self.world_size]) for part in together)
 
-    def order(self) -> NDArray[np.int64]:
-        """Return the epoch's order of the examples over all processes."""
+    def order(self, epoch: int) -> NDArray[np.int64]:
         if not self.shuffle:
             return np.arange(self.size)
-        random = np.random.default_rng((self.seed, self.epoch))
+        random = np.random.default_rng((self.seed, epoch))
         if self.weights is None:
             return random.permutation(self.size)
         weights = self.weights.double().numpy()

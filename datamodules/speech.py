@@ -91,6 +91,7 @@ class SpeechBatch(NamedTuple):
         lengths: (batch,) in samples.
         tokens: (batch, tokens) start, characters, stop, then padding.
         token_lengths: (batch,) with start and stop.
+        faults: what was wrong with clips that are not in the batch for it.
     """
 
     indices: Tensor
@@ -98,10 +99,15 @@ class SpeechBatch(NamedTuple):
     lengths: Tensor
     tokens: Tensor
     token_lengths: Tensor
+    faults: tuple[str, ...] = ()
+
+    def target_count(self) -> Tensor:
+        """Return the number of tokens to be predicted: all but the start."""
+        return (self.token_lengths - 1).sum()
 
 
 class SpeechDataset(Dataset[SpeechBatch]):
-    """Clips, indexed by lists of places: one list, one batch.
+    """Clips, indexed by lists of places: one list, one batch, without the clips not readable.
 
     Args:
         clips: as `inspect_clip` gives them.
@@ -110,7 +116,10 @@ class SpeechDataset(Dataset[SpeechBatch]):
     """
 
     def __init__(
-        self, clips: Sequence[Clip], vocabulary: CharacterVocabulary, sample_rate: int
+        self,
+        clips: Sequence[Clip],
+        vocabulary: CharacterVocabulary,
+        sample_rate: int,
     ) -> None:
         self.clips = clips
         self.vocabulary = vocabulary
@@ -120,13 +129,23 @@ class SpeechDataset(Dataset[SpeechBatch]):
         return len(self.clips)
 
     def __getitem__(self, indices: Sequence[int]) -> SpeechBatch:
-        clips = [self.clips[i] for i in indices]
-        waveforms = [read_clip(clip, self.sample_rate) for clip in clips]
-        tokens = [torch.tensor(self.vocabulary.encode(clip.text)) for clip in clips]
+        read, waveforms, tokens, faults = [], [], [], []
+        for i in indices:
+            clip = self.clips[i]
+            try:
+                waveforms.append(read_clip(clip, self.sample_rate))
+            except UserError as error:
+                faults.append(str(error))
+                if len(faults) == len(indices):
+                    raise  # no batch is left
+                continue
+            read.append(i)
+            tokens.append(torch.tensor(self.vocabulary.encode(clip.text)))
         return SpeechBatch(
-            indices=torch.tensor(indices),
+            indices=torch.tensor(read),
             waveforms=pad_sequence(waveforms, batch_first=True),
             lengths=torch.tensor([len(waveform) for waveform in waveforms]),
             tokens=pad_sequence(tokens, batch_first=True, padding_value=self.vocabulary.pad),
             token_lengths=torch.tensor([len(t) for t in tokens]),
+            faults=tuple(faults),
         )

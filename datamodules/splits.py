@@ -8,7 +8,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.gathering import gather
-from datamodules.resumable import collect_random_state, restore_random_state
+from datamodules.resumable import RandomState
 from errors import UserError
 
 Split = TypeVar("Split", bound=Dataset)  # type: ignore[type-arg]
@@ -27,20 +27,48 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
 
     Attributes:
         datasets: data sets by split; ``predict`` where it is not the test split.
+        batch_in_hand: the last batch that was handed over.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.datasets: dict[str, Split] = {}
-        self._random_state: dict[str, Any] | None = None
+        self.batch_in_hand: Any = None
+        self._resumed_random_state: RandomState | None = None
+        self._random_state_before_batch: RandomState | None = None
+        self._goes_back = False
 
     @abstractmethod
     def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
         """Return the batches of a split."""
 
+    @abstractmethod
+    def describe(self, batch: Any) -> str:
+        """Return the size of a batch of the current stage and which examples it holds."""
+
+    @property
+    def current_split(self) -> str:
+        """Return the split that the trainer is at."""
+        if self.trainer is None or self.trainer.training:
+            return "train"
+        if self.trainer.validating or self.trainer.sanity_checking:
+            return "val"
+        return "predict" if "predict" in self.datasets else "test"
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random generators of every process, for the checkpoint."""
-        return {"random_states": gather([collect_random_state()])}
+        state = RandomState.now()
+        if self._goes_back:
+            assert self._random_state_before_batch is not None
+            state = self._random_state_before_batch
+        return {"random_states": gather([state.to_checkpoint()])}
+
+    def put_batch_back(self) -> None:
+        """Make the checkpoint one of before the training batch in hand, which was not finished."""
+        assert self.trainer is not None
+        loader: Any = self.trainer.train_dataloader
+        loader.put_back()
+        self._goes_back = True
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep this process's random state until the first batch of the resumed training.
@@ -56,13 +84,16 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
                 f"the checkpoint was written by {len(states)} processes and cannot be resumed "
                 f"exactly by {self.world_size}: use as many devices"
             )
-        self._random_state = states[self.rank]
+        self._resumed_random_state = RandomState.from_checkpoint(states[self.rank])
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Restore the random state where training goes on: augmentation comes next."""
-        if self._random_state is not None and self.trainer is not None and self.trainer.training:
-            restore_random_state(self._random_state)
-            self._random_state = None
+        self.batch_in_hand = batch
+        if self.trainer is not None and self.trainer.training:
+            if self._resumed_random_state is not None:
+                self._resumed_random_state.restore()
+                self._resumed_random_state = None
+            self._random_state_before_batch = RandomState.now()
         return batch
 
     @property

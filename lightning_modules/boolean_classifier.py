@@ -1,17 +1,14 @@
 """Boolean functions: training a perceptron, and proving what a network computes."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric, MinMetric
 
 from datamodules.boolean import BooleanDataModule
 from errors import UserError
-from lightning_modules.epoch_means import load_means, save_means
+from lightning_modules.training import TrainingModule
 from networks.boolean import BooleanPerceptron, IntervalMLP, sign
 from networks.separability import Certificate, explain, separate
 
@@ -21,7 +18,7 @@ PROVABLE = 12
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class BooleanClassifier(LightningModule):
+class BooleanClassifier(TrainingModule):
     """Learn or check f: {−1, +1}ᴰ → {−1, +1}, sign(0) being +1.
 
     Logged: ``train/loss`` (hinge), ``val/accuracy``; for test ``accuracy``, ``perturbed_accuracy``
@@ -35,7 +32,6 @@ class BooleanClassifier(LightningModule):
     def __init__(self, network: BooleanPerceptron | IntervalMLP) -> None:
         super().__init__()
         self.network = network
-        self.train_loss = MeanMetric()
         self.val_accuracy = MeanMetric()
         self.test_accuracy = MeanMetric()
         self.test_perturbed_accuracy = MeanMetric()
@@ -72,29 +68,13 @@ class BooleanClassifier(LightningModule):
         if isinstance(found, Certificate):
             rank_zero_info("Training will not reach accuracy 1.")
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the mean loss so far in each process."""
-        checkpoint["epoch_losses"] = save_means({"loss": self.train_loss})
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up: a run that is resumed in the middle of an epoch does not start that one."""
-        saved = checkpoint.get("epoch_losses", [])
-        load_means({"loss": self.train_loss}, saved, self.global_rank)
-
-    def on_train_epoch_start(self) -> None:
-        """Start the mean loss."""
-        self.train_loss.reset()
-
     def training_step(self, batch: Batch) -> Tensor:
         """Return the hinge loss."""
         x, y, _ = batch
         loss = F.relu(1 - y * self.network(x)[:, 0]).mean()
-        self.train_loss.update(loss.detach(), len(y))
+        self.check_loss(loss, batch)
+        self.add_losses({"loss": loss}, len(y))
         return loss
-
-    def on_train_epoch_end(self) -> None:
-        """Log the mean loss."""
-        self.log("train/loss", self.train_loss.compute())
 
     def validation_step(self, batch: Batch) -> None:
         """Score a batch."""

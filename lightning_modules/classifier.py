@@ -1,11 +1,8 @@
 """Image classification: what every classifier measures, and the one that autograd trains."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
-import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -16,12 +13,12 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from datamodules.gathering import gather
 from datamodules.medmnist import ImageBatch, MedMNISTDataModule
 from errors import UserError
+from lightning_modules.training import TrainingModule
 
 
-class Classifier(LightningModule, ABC):
+class Classifier(TrainingModule, ABC):
     """Measure a classifier as MedMNIST does: accuracy, and the AUC of one class against the rest.
 
     Logged for validation and test: ``loss`` (cross-entropy), ``accuracy`` over all images,
@@ -37,8 +34,6 @@ class Classifier(LightningModule, ABC):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.classes = classes
-        self._loss_sum = torch.zeros(())
-        self._examples = 0
         self.val_scores = _Scores(classes)
         self.test_scores = _Scores(classes)
 
@@ -55,38 +50,6 @@ class Classifier(LightningModule, ABC):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, MedMNISTDataModule):
             raise UserError(f"{type(self).__name__} needs image data, not {type(data).__name__}")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the sum of the losses so far in each process."""
-        checkpoint["epoch_losses"] = gather([(float(self._loss_sum), self._examples)])
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up: a run that is resumed in the middle of an epoch does not start that one."""
-        losses = checkpoint.get("epoch_losses", [])
-        if len(losses) == self.trainer.world_size:
-            total, self._examples = losses[self.global_rank]
-            self._loss_sum = torch.tensor(total)
-
-    def on_train_start(self) -> None:
-        """Move the sum of the losses to the device."""
-        self._loss_sum = self._loss_sum.to(self.device)
-
-    def on_train_epoch_start(self) -> None:
-        """Start the sum of the losses."""
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._examples = 0
-
-    def sum_losses(self, loss: Tensor, examples: int) -> None:
-        """Add the mean loss of so many examples to the epoch's.
-
-        With small networks a `self.log` or a metric a step costs as much as the step.
-        """
-        self._loss_sum.add_(loss, alpha=examples)
-        self._examples += examples
-
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's mean loss."""
-        self.log("train/loss", self._loss_sum / max(self._examples, 1), sync_dist=True)
 
     def validation_step(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Score one batch; return its ``logits``."""
@@ -181,29 +144,28 @@ class ImageClassifier(Classifier):
                 "--data.init_args.steps_per_execution=1"
             )
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, batch: ImageBatch) -> Tensor:
         """Return the training loss of one step."""
-        logits = self.network(images)
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        logits = self.network(batch.images)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        self.check_loss(loss, batch)
+        self.add_losses({"loss": loss}, len(batch.labels))
+        return loss
 
     def training_step(self, batch: ImageBatch) -> Tensor | None:
         """Return the loss; or take the batch's steps, each as the trainer would."""
         if self.automatic_optimization:
-            loss = self.loss(batch.images, batch.labels)
-            self.sum_losses(loss.detach(), len(batch.labels))
-            return loss
+            return self._loss(batch)
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         backward, step = self.manual_backward, optimizer.step  # type: ignore[union-attr]
         if self._needs_no_trainer():
             backward, step = Tensor.backward, self._step_uncalled
-        for images, labels in batch.steps():
+        for part in batch.steps():
             optimizer.zero_grad()  # type: ignore[union-attr]
-            loss = self.loss(images, labels)
-            backward(loss)
+            backward(self._loss(part))
             step()
             if schedule is not None:
                 schedule.step()  # type: ignore[union-attr]
-            self.sum_losses(loss.detach(), len(labels))
             if self.trainer.global_step == self.trainer.max_steps:
                 break
         # What is logged is logged at this count, which the trainer raises by one for each batch.
@@ -221,7 +183,7 @@ class ImageClassifier(Classifier):
 
     def _step_uncalled(self) -> None:
         """Take the optimizer's step and count it, without the trainer's hooks."""
-        self.optimizers(use_pl_optimizer=False).step()  # type: ignore[union-attr]
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.increment_ready()
+        self.optimizers(use_pl_optimizer=False).step()  # type: ignore[union-attr]
         progress.increment_completed()

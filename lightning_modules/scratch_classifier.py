@@ -49,7 +49,9 @@ class ScratchClassifier(Classifier):
     def training_step(self, batch: ImageBatch) -> None:
         """Update by one example after another."""
         losses = self.network.update(to_rows(batch.images), batch.labels.numpy())
-        self.sum_losses(torch.tensor(losses.mean()), len(losses))
+        loss = torch.tensor(losses.mean())
+        self.check_loss(loss, batch)
+        self.add_losses({"loss": loss}, len(losses))
         self.optimizers().step()  # type: ignore[union-attr]
 
 

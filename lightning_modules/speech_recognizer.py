@@ -1,9 +1,6 @@
 """The speech recognition task: losses, metrics, transcripts."""
 
-from typing import Any
-
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -11,7 +8,7 @@ from datamodules.ljspeech import LJSpeechDataModule
 from datamodules.speech import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
 from errors import UserError
-from lightning_modules.epoch_means import load_means, save_means
+from lightning_modules.training import TrainingModule
 from metrics import (
     CharErrorRate,
     CosineSimilarity,
@@ -25,7 +22,7 @@ Transcripts = list[tuple[int, str]]
 """Pairs of a clip's place in its data set and its transcript."""
 
 
-class SpeechRecognizer(LightningModule):
+class SpeechRecognizer(TrainingModule):
     """Train a `SpeechToText` network to write what is spoken, and measure how well it does.
 
     Logged for training, validation and test, as means over tokens: ``loss`` (what is minimized),
@@ -78,7 +75,6 @@ class SpeechRecognizer(LightningModule):
             # Groups are found by equal states, which all perfect scores have.
             compute_groups=False,
         )
-        self.train_losses = losses.clone(prefix="train/")
         self.val_losses = losses.clone(prefix="val/")
         self.test_losses = losses.clone(prefix="test/")
         self.val_scores = scores.clone(prefix="val/")
@@ -110,29 +106,13 @@ class SpeechRecognizer(LightningModule):
                         f"with --data.init_args.max_characters={longest}"
                     )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the mean losses so far in each process."""
-        checkpoint["epoch_losses"] = save_means(dict(self.train_losses.items(keep_base=True)))
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up: a run that is resumed in the middle of an epoch does not start that one."""
-        metrics = dict(self.train_losses.items(keep_base=True))
-        load_means(metrics, checkpoint.get("epoch_losses", []), self.global_rank)
-
-    def on_train_epoch_start(self) -> None:
-        """Start the mean losses."""
-        self.train_losses.reset()
-
     def training_step(self, batch: SpeechBatch) -> Tensor:
         """Return the loss."""
         losses, _, _ = self.losses(batch)
-        self._sum_losses(self.train_losses, losses, batch)
+        self.check_loss(losses["loss"], batch)
+        self.add_losses(losses, batch.target_count())
         self.log("train/loss_step", losses["loss"], prog_bar=True, on_step=True, on_epoch=False)
         return losses["loss"]
-
-    def on_train_epoch_end(self) -> None:
-        """Log the mean losses; in `training_step` a run resumed behind the last one would not."""
-        self.log_dict(self.train_losses.compute())
 
     def validation_step(self, batch: SpeechBatch) -> None:
         """Measure one batch."""
@@ -210,6 +190,6 @@ class SpeechRecognizer(LightningModule):
     def _sum_losses(
         metrics: MetricCollection, losses: dict[str, Tensor], batch: SpeechBatch
     ) -> None:
-        weight = (batch.token_lengths - 1).sum()  # the start token is no target
+        weight = batch.target_count()
         for name, loss in losses.items():
             metrics[name].update(loss.detach(), weight)

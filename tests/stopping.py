@@ -1,4 +1,4 @@
-"""A callback that interrupts training as a scheduler would, and notes what was trained on."""
+"""Callbacks that interrupt training as a scheduler or a fault would, and note its batches."""
 
 import os
 import signal
@@ -8,34 +8,65 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 
-class StopAt(Callback):
-    """Append each step's batch to a file; send SIGTERM to this process behind a step.
+class Stream(Callback):
+    """Append each step's batch to a file: number of the step, indices of the examples.
 
     Args:
-        stream: the file, a line a step: number of the step, indices of the examples.
-        step: optimizer steps taken when the signal comes; 0 for never.
-        signal_number: another signal than SIGTERM.
+        path: of the file; with several processes, each has its own, named by its number.
     """
 
-    def __init__(
-        self, stream: str, step: int = 0, signal_number: int = int(signal.SIGTERM)
-    ) -> None:
-        self.stream = Path(stream)
-        self.step = step
-        self.signal_number = signal_number
+    def __init__(self, path: str) -> None:
+        self.path = path
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         seen = batch.indices.tolist() if hasattr(batch, "indices") else batch[0].tolist()
-        with self.stream.open("a") as file:
+        suffix = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
+        with Path(self.path + suffix).open("a") as file:
             file.write(f"{trainer.global_step} {seen}\n")
+
+
+class StopAt(Callback):
+    """Send a signal to this process behind a step.
+
+    Args:
+        batch: training batches finished when the signal comes.
+        signal_number: which.
+        rank: of several processes, the one that gets it.
+    """
+
+    def __init__(self, batch: int, signal_number: int = int(signal.SIGTERM), rank: int = 0) -> None:
+        self.batch = batch
+        self.signal_number = signal_number
+        self.rank = rank
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self.step:
+        batches = trainer.fit_loop.total_batch_idx + 1
+        if batches == self.batch and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.signal_number)
+
+
+class FaultError(Exception):
+    """What `FailAt` raises."""
+
+
+class FailAt(Callback):
+    """Raise an exception in a hook.
+
+    Args:
+        hook: its name.
+        step: optimizer steps taken when it raises.
+    """
+
+    def __init__(self, hook: str, step: int) -> None:
+        def fail(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+            if trainer.global_step == step:
+                raise FaultError(hook)
+
+        setattr(self, hook, fail)
 
 
 class KeepEachLast(Callback):

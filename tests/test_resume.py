@@ -1,5 +1,6 @@
 """A run that is interrupted anywhere and resumed ends as if nothing had happened, bit for bit."""
 
+import contextlib
 import csv
 import errno
 import os
@@ -15,6 +16,8 @@ import pytest
 import torch
 
 from tests.conftest import CONFIGS, ROOT
+from tests.processes import run_together
+from tests.stopping import FaultError
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
@@ -27,8 +30,8 @@ def image_arguments(name: str, retinas: Path, *extra: str) -> list[str]:
 TASKS = [
     "recognizer",
     "recognizer, two workers",
-    "cnn",
     "cnn, two steps at once",
+    "cnn, validated within the epoch",
     "best",
     "scratch",
     "boolean",
@@ -37,34 +40,52 @@ TASKS = [
 
 @pytest.fixture(params=TASKS)
 def experiment(request: pytest.FixtureRequest, small: list[str], retinas: Path) -> list[str]:
-    """Arguments of a run of three epochs of a few steps each, with every kind of randomness."""
-    if "recognizer" in request.param:
+    return arguments(request.param, small, retinas)
+
+
+def arguments(task: str, small: list[str], retinas: Path) -> list[str]:
+    """Return those of a run of two epochs of a few steps each, with every kind of randomness."""
+    if "recognizer" in task:
         network = "--model.init_args.network.init_args"
         args = [*small, f"{network}.encoder.init_args.dropout=0.1", "--data.init_args.batch_size=6"]
         args += [
             f"{network}.decoder.init_args.dropout=0.1",
             "--model.init_args.augment=networks.SpecAugment",
-            f"--data.init_args.num_workers={2 if 'workers' in request.param else 0}",
+            f"--data.init_args.num_workers={2 if 'workers' in task else 0}",
         ]
-    elif request.param == "boolean":
+    elif task == "boolean":
         args = ["--config", str(CONFIGS / "boolean_perceptron.yaml")]
         args += ["--data.init_args.dimension=4", "--data.init_args.batch_size=4"]
-    elif request.param == "best":
+    elif task == "best":
         args = image_arguments("best", retinas, "--trainer.precision=32-true")
-        args += ["--model.init_args.network.init_args.widths=[4,8]"]
-    elif request.param == "scratch":
+        network = "--model.init_args.network.init_args"
+        args += [f"{network}.widths=[4,8]", f"{network}.blocks=1"]
+    elif task == "scratch":
         args = image_arguments("mlp_scratch", retinas)
     else:
-        steps = 2 if "two" in request.param else 1
+        steps = 2 if "two" in task else 1
         args = image_arguments("cnn", retinas, f"--data.init_args.steps_per_execution={steps}")
         args += ["--lr_scheduler=lightning_modules.WarmupLinearDecay"]
-    return [*args, *QUIET, "--trainer.max_epochs=3", "--trainer.log_every_n_steps=1"]
+        args += ["--trainer.val_check_interval=0.5"] if "validated" in task else []
+    return [*args, *QUIET, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
 
 
-def with_stop(stream: Path, step: int = 0) -> list[str]:
+def stream_to(path: Path) -> list[str]:
+    return ["--trainer.callbacks+=tests.stopping.Stream", f"--trainer.callbacks.path={path}"]
+
+
+def stop_at(batch: int, rank: int = 0) -> list[str]:
     return [
         "--trainer.callbacks+=tests.stopping.StopAt",
-        f"--trainer.callbacks.stream={stream}",
+        f"--trainer.callbacks.batch={batch}",
+        f"--trainer.callbacks.rank={rank}",
+    ]
+
+
+def fail_at(hook: str, step: int) -> list[str]:
+    return [
+        "--trainer.callbacks+=tests.stopping.FailAt",
+        f"--trainer.callbacks.hook={hook}",
         f"--trainer.callbacks.step={step}",
     ]
 
@@ -105,39 +126,155 @@ def test_a_run_interrupted_at_any_step_ends_as_if_it_was_not(
     experiment: list[str], run_cli: Callable[..., Path], tmp_path: Path
 ) -> None:
     stream = tmp_path / "whole"
-    run = run_cli("fit", *experiment, *with_stop(stream))
+    run = run_cli("fit", *experiment, *stream_to(stream))
     whole, order, logged = final_state(run), stream.read_text().splitlines(), curves(run)
     run.rename(tmp_path / "whole run")
-    steps = [int(line.split(" ", 1)[0]) for line in order[1:]]
-    assert len(steps) >= 5
+    assert len(order) >= 4
     # Starting workers takes seconds.
-    for step in steps[1::3] if "--data.init_args.num_workers=2" in experiment else steps:
-        stream = tmp_path / f"stopped at {step}"
+    every = 3 if "--data.init_args.num_workers=2" in experiment else 1
+    for batch in range(1, len(order) + 1, every):
+        stream = tmp_path / f"stopped at {batch}"
         with pytest.raises(SystemExit) as stopped:
-            run_cli("fit", *experiment, *with_stop(stream, step))
+            run_cli("fit", *experiment, *stream_to(stream), *stop_at(batch))
         assert stopped.value.code == 143
-        run_cli("fit", *experiment, *with_stop(stream), "--ckpt_path=last")
-        assert stream.read_text().splitlines() == order, step
-        assert_equal(final_state(run), whole, f"stopped at {step}: ")
-        assert curves(run) == logged, step
-        run.rename(tmp_path / f"run {step}")
+        run_cli("fit", *experiment, *stream_to(stream), "--ckpt_path=last")
+        assert stream.read_text().splitlines() == order, batch
+        assert_equal(final_state(run), whole, f"stopped at {batch}: ")
+        assert curves(run) == logged, batch
+        run.rename(tmp_path / f"run {batch}")
 
 
+@pytest.mark.parametrize("task", ["recognizer", "cnn, two steps at once", "best"])
 def test_a_checkpoint_written_within_an_epoch_is_exact_too(
-    experiment: list[str], run_cli: Callable[..., Path], tmp_path: Path
+    task: str, small: list[str], retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Resume from what a kill before each step would have left behind."""
+    experiment = arguments(task, small, retinas)
     keep = ["--trainer.callbacks+=tests.stopping.KeepEachLast"]
     keep += [f"--trainer.callbacks.folder={tmp_path / 'kept'}"]
     run = run_cli("fit", *experiment, *keep, "--checkpoint.minutes=0")
     whole = final_state(run)
     kept = sorted((tmp_path / "kept").iterdir())
-    assert len(kept) >= 5
+    assert len(kept) >= 3
     for path in kept:
         run.rename(tmp_path / f"run before {path.stem}")
         assert torch.load(path, weights_only=True)["global_step"] == int(path.stem)
         run_cli("fit", *experiment, f"--ckpt_path={path}")
         assert_equal(final_state(run), whole, f"{path.stem}: ")
+
+
+@pytest.mark.parametrize("task", ["recognizer", "cnn, two steps at once"])
+def test_a_run_that_fails_within_a_step_goes_on_before_it(
+    task: str, small: list[str], retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Whatever `last.ckpt` is of: nothing is trained on twice, nothing is left out."""
+    experiment = arguments(task, small, retinas)
+    run = run_cli("fit", *experiment)
+    whole, logged = final_state(run), curves(run)
+    run.rename(tmp_path / "whole run")
+    saved = 0
+    for hook, step in (
+        ("on_train_batch_start", 2),
+        ("on_before_zero_grad", 3),  # behind the forward pass, which has drawn random numbers
+        ("on_after_backward", 4),  # the first of the second epoch, or its second
+        ("on_before_optimizer_step", 2),
+        ("on_train_batch_end", 2),  # behind the step
+        ("on_validation_start", 4),
+    ):
+        with contextlib.suppress(FaultError):
+            run_cli("fit", *experiment, *fail_at(hook, step))
+        last = run / "checkpoints" / "last.ckpt"
+        saved += last.exists()
+        resume = ["--ckpt_path=last"] if last.exists() else []
+        run_cli("fit", *experiment, *resume)
+        assert_equal(final_state(run), whole, f"{hook} {step}: ")
+        assert curves(run) == logged, (hook, step)
+        run.rename(tmp_path / f"run {hook} {step}")
+    assert saved >= 3
+
+
+def test_gradients_that_are_accumulated_are_not_lost(
+    small: list[str], retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    experiment = arguments("cnn", small, retinas)
+    experiment += ["--trainer.accumulate_grad_batches=3", "--checkpoint.minutes=0"]
+    run = run_cli("fit", *experiment)
+    whole, logged = final_state(run), curves(run)
+    assert whole["global_step"] == 4  # of three batches and of one, in each epoch
+    run.rename(tmp_path / "whole run")
+    for batch in range(1, 9):
+        with pytest.raises(SystemExit):
+            run_cli("fit", *experiment, *stop_at(batch))
+        run_cli("fit", *experiment, "--ckpt_path=last")
+        assert_equal(final_state(run), whole, f"stopped at {batch}: ")
+        assert curves(run) == logged, batch
+        run.rename(tmp_path / f"run {batch}")
+    with pytest.raises(FaultError):
+        run_cli("fit", *experiment, *fail_at("on_before_zero_grad", 1))
+    run_cli("fit", *experiment, "--ckpt_path=last")
+    assert_equal(final_state(run), whole)
+
+
+def test_two_processes_resume_exactly(small: list[str], retinas: Path, tmp_path: Path) -> None:
+    """Either of them may be the one that is asked to stop."""
+    together = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+    together += [f"--trainer.default_root_dir={tmp_path}"]
+    commands = []
+    tasks = ("recognizer", "cnn, two steps at once", "best", "boolean")
+    for task in tasks:
+        experiment = ["fit", *arguments(task, small, retinas), *together]
+        first = 3 if task == "best" else 1  # of 8 batches, or of 4
+        for name, stop in (
+            ("whole", []),
+            ("first stopped", stop_at(first, rank=0)),
+            ("second stopped", stop_at(first + 1, rank=1)),
+        ):
+            where = ["--experiment", f"{task} {name}", *stream_to(tmp_path / f"{task} {name}.txt")]
+            commands.append([*experiment, *where, *stop])
+            if stop:
+                commands.append([*experiment, *where, "--ckpt_path=last"])
+    statuses = run_together(commands, tmp_path)
+    assert statuses[0] == [0, 143, 0, 143, 0] * len(tasks)
+    assert statuses[1] == [0] * len(commands)  # the first process reports it
+    for task in tasks:
+        whole = tmp_path / f"{task} whole"
+        for name in ("first stopped", "second stopped"):
+            run = tmp_path / f"{task} {name}"
+            assert_equal(final_state(run), final_state(whole), f"{run.name}: ")
+            assert curves(run) == curves(whole), run.name
+            for rank in range(2):
+                streams = [tmp_path / f"{path.name}.txt.{rank}" for path in (run, whole)]
+                assert streams[0].read_text() == streams[1].read_text(), run.name
+
+
+def test_a_longer_training_goes_on_unless_its_schedule_would_jump(
+    small: list[str],
+    retinas: Path,
+    run_cli: Callable[..., Path],
+    fail_cli: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """With a constant learning rate two epochs and one more are three."""
+    constant = [a for a in arguments("cnn", small, retinas) if not a.startswith("--lr_scheduler")]
+    longer = "--trainer.max_epochs=3"
+    run = run_cli("fit", *constant, longer)
+    whole, logged = final_state(run), curves(run)
+    run.rename(tmp_path / "whole run")
+    run_cli("fit", *constant)
+    run_cli("fit", *constant, longer, "--ckpt_path=last")
+    assert_equal(final_state(run), whole)
+    assert curves(run) == logged
+    run.rename(tmp_path / "constant run")
+    scheduled = arguments("cnn", small, retinas)
+    run_cli("fit", *scheduled)
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    message = fail_cli("fit", *scheduled, longer, "--ckpt_path=last")
+    assert "schedule is over 8 steps, this configuration's over 12" in message
+    assert "--lr_scheduler.init_args.total_steps" in message
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    follow = "--lr_scheduler.init_args.total_steps=8"
+    run_cli("fit", *scheduled, longer, follow, "--ckpt_path=last")
+    assert final_state(run)["global_step"] == 12
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(
@@ -146,7 +283,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     fail_cli: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = run_cli("fit", *small, "--trainer.max_epochs=1")
+    total = ["--lr_scheduler.init_args.total_steps=6"]
+    run = run_cli("fit", *small, "--trainer.max_epochs=1", *total)
     last = run / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
     save = torch.save
@@ -157,13 +295,13 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(torch, "save", fill_up)
-    message = fail_cli("fit", *small, "--trainer.max_epochs=2", "--ckpt_path=last")
+    message = fail_cli("fit", *small, "--trainer.max_epochs=2", "--ckpt_path=last", *total)
     assert "could not be written ([Errno 28] No space left on device)" in message
     assert "the previous one is kept" in message
     assert last.read_bytes() == before
     assert {path.name for path in last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
     monkeypatch.undo()
-    run_cli("fit", *small, "--trainer.max_epochs=2", "--ckpt_path=last")
+    run_cli("fit", *small, "--trainer.max_epochs=2", "--ckpt_path=last", *total)
 
 
 @pytest.mark.slow
@@ -209,12 +347,11 @@ def test_resuming_with_other_batches_is_refused_and_harms_nothing(
     retinas: Path, run_cli: Callable[..., Path], fail_cli: Callable[..., str], tmp_path: Path
 ) -> None:
     args = [*image_arguments("cnn", retinas, "--data.init_args.steps_per_execution=1"), *QUIET]
-    stop = with_stop(tmp_path / "stream", 2)
     with pytest.raises(SystemExit):
-        run_cli("fit", *args, *stop)
+        run_cli("fit", *args, *stop_at(2))
     last = tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
-    for change in ("steps_per_execution=4", "batch_size=8", "max_images=20"):
+    for change in ("steps_per_execution=4", "batch_size=8", "max_images=59", "seed=1"):
         message = fail_cli("fit", *args, f"--data.init_args.{change}", "--ckpt_path=last")
         assert "the checkpoint's epochs have 4 batches, this configuration's " in message
         assert last.read_bytes() == before
@@ -249,6 +386,7 @@ def test_no_code_of_a_checkpoint_runs(
     monkeypatch.syspath_prepend(tmp_path)
     named = {"_class_path": "bystander.Model", "_instantiator": "bystander.build"}
     torch.save({**state, "hyper_parameters": named}, tmp_path / "named.ckpt")
-    run_cli(stage, *small, "--trainer.max_epochs=2", f"--ckpt_path={tmp_path / 'named.ckpt'}")
+    more = ["--trainer.max_epochs=2", "--lr_scheduler.init_args.total_steps=6"]
+    run_cli(stage, *small, *more, f"--ckpt_path={tmp_path / 'named.ckpt'}")
     assert not effect.exists()
     assert "bystander" not in sys.modules

@@ -1,0 +1,94 @@
+"""What training does the same in every task."""
+
+import math
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from datamodules.gathering import gather
+from datamodules.splits import SplitDataModule
+from errors import UserError
+
+
+class NonFiniteLossError(UserError):
+    """The loss of a step is NaN or infinite; raised by all processes, before the step."""
+
+
+class TrainingModule(LightningModule):
+    """A LightningModule that logs the mean losses of an epoch and stops at one that is not finite.
+
+    The means, ``train/<name>``, are over all that was handed to `add_losses` in all processes. The
+    sums so far are in the checkpoint: an epoch that is interrupted and resumed has the same means.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: dict[str, Tensor] = {}
+        self._weight: Tensor | float = 0.0
+        self._behind_last_batch: tuple[dict[str, Tensor], Tensor | float] = ({}, 0.0)
+
+    def add_losses(self, losses: dict[str, Tensor], weight: Tensor | float) -> None:
+        """Add the mean losses of a batch to the epoch's; ``weight`` is what they are means over."""
+        # With small networks a `self.log` or a metric a step costs as much as the step.
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + loss.detach().float() * weight
+        self._weight = self._weight + weight
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note the sums of the batches that are finished."""
+        self._behind_last_batch = (dict(self._sums), self._weight)
+
+    def put_batch_back(self) -> None:
+        """Take back what was added for a batch that was not finished."""
+        self._sums, self._weight = self._behind_last_batch
+
+    def check_loss(self, loss: Tensor, batch: Any) -> None:
+        """Stop all processes before a step whose loss is not finite in one of them.
+
+        Raises:
+            NonFiniteLossError: then; names the batch.
+        """
+        value = float(loss)
+        finite = math.isfinite(value)
+        if self.trainer.world_size > 1:
+            finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
+        if finite:
+            return
+        data: SplitDataModule[Any] = self.trainer.datamodule  # type: ignore[attr-defined]
+        ours = [] if math.isfinite(value) else [f"{value} on {data.describe(batch)}"]
+        raise NonFiniteLossError(
+            f"the loss of step {self.global_step} is {' and '.join(gather(ours))}: look at them, "
+            "lower the learning rate, or set --trainer.gradient_clip_val"
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the sums of the losses so far in each process."""
+        sums = {name: float(total) for name, total in self._sums.items()}
+        checkpoint["epoch_losses"] = gather([(sums, float(self._weight))])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up: a run that is resumed in the middle of an epoch does not start that one."""
+        losses = checkpoint.get("epoch_losses", [])
+        if len(losses) == self.trainer.world_size:
+            sums, self._weight = losses[self.global_rank]
+            self._sums = {name: torch.tensor(total) for name, total in sums.items()}
+
+    def on_train_start(self) -> None:
+        """Move the sums of the losses to the device."""
+        self._sums = {name: total.to(self.device) for name, total in self._sums.items()}
+        self._behind_last_batch = (dict(self._sums), self._weight)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the sums of the losses."""
+        self._sums, self._weight = {}, 0.0
+        self._behind_last_batch = ({}, 0.0)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean losses; in `training_step` a run resumed behind it would not."""
+        sums = {name: float(total) for name, total in self._sums.items()}
+        processes = gather([(sums, float(self._weight))])
+        weight = sum(weight for _, weight in processes)
+        for name in self._sums:
+            self.log(f"train/{name}", sum(sums[name] for sums, _ in processes) / weight)
