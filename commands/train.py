@@ -33,6 +33,7 @@ from callbacks import RunCheckpoint, RunFacts
 from callbacks.durable_checkpoints import DurableCheckpointIO
 from callbacks.interruption import Interruption
 from callbacks.metrics_csv import MetricsCSV
+from callbacks.settings import ResumeSettings
 from commands.run_directory import RunDirectory
 from errors import UserError
 from lightning_modules.schedules import WarmupLinearDecay, count_steps
@@ -154,7 +155,8 @@ class SuiteCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         self.interruption = Interruption()
-        kwargs["callbacks"] = [*(trainer.callbacks or []), self.interruption]
+        always = [self.interruption, ResumeSettings()]
+        kwargs["callbacks"] = [*(trainer.callbacks or []), *always]
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
@@ -185,7 +187,6 @@ class SuiteCLI(LightningCLI):
             return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
         if isinstance(lr_scheduler, WarmupLinearDecay) and lr_scheduler.total_steps is None:
             lr_scheduler.total_steps = count_steps(lightning_module.trainer)
-            lr_scheduler.follows_trainer = True
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from errors import UserError
 
 ARCHIVE_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 ARCHIVE_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
+LONGEST_LINE = 100_000
+"""Characters of a line of metadata.csv, a hundred times LJ Speech's longest."""
 AUDIO_SUFFIXES = {".wav", ".flac"}
 
 
@@ -214,7 +216,7 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
 
     def describe(self, batch: SpeechBatch) -> str:
         """Return the number of clips, what they are padded to, and the clips."""
-        clips = self.datasets[self.current_split].clips
+        clips = self.datasets[self.split_in_hand].clips
         seconds = batch.waveforms.shape[1] / self.sample_rate
         return (
             f"a batch of {len(batch.indices)} clips, padded to {seconds:.2f} s and "
@@ -261,17 +263,9 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
     Raises:
         UserError: if the file is missing or a line is malformed; names the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: {path.parent} is not in LJ Speech's layout"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error})") from error
     records = []
     seen: dict[str, str] = {}
-    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         source = f"{path} line {number}"
         fields = line.split("|")
         if len(fields) not in (2, 3):
@@ -286,3 +280,28 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
         seen[id] = source
         records.append((id, text, source))
     return records
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Return a text file's lines without their ends; a file of one endless line is not read whole.
+
+    Raises:
+        UserError: if the file is missing, is not UTF-8, or has a line of more than `LONGEST_LINE`.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            number = 0
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise UserError(
+                        f"{path} line {number} has more than {LONGEST_LINE:,} characters instead "
+                        "of id|transcript|normalized text"
+                    )
+                yield line.rstrip("\n")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist: {path.parent} is not in LJ Speech's layout"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error})") from error

@@ -1,10 +1,13 @@
 """Recorded speech as batches: what every speech data module shares, whatever the corpus."""
 
+import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import soundfile
 import torch
 from torch import Tensor
@@ -14,6 +17,11 @@ from torchaudio.functional import resample
 
 from datamodules.vocabulary import CharacterVocabulary
 from errors import UserError
+
+LONGEST_CLIP = 600
+"""Seconds; LJ Speech's longest clip has 10."""
+LARGEST_RESAMPLER = 10_000_000
+"""Product of two rates without their common factor: weights of the filter between them."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ def inspect_clip(id: str, path: Path, sample_rate: int, source: str = "", text: 
     """Read a file's header, and return the clip.
 
     Raises:
-        UserError: if the file is missing, unreadable, empty, or has several channels.
+        UserError: if the file is missing, unreadable, cut off, empty, longer than `LONGEST_CLIP`,
+            has several channels, or a rate that cannot be resampled.
     """
     clip = Clip(id, path, source, 0, text)
     if not path.is_file():
@@ -53,12 +62,46 @@ def inspect_clip(id: str, path: Path, sample_rate: int, source: str = "", text: 
         header = soundfile.info(str(path))
     except soundfile.SoundFileError as error:
         raise UserError(f"{clip.name} is not a readable WAV or FLAC file ({error})") from error
+    missing = count_missing_bytes(path)
+    if missing:
+        raise UserError(f"{clip.name} is cut off: its header promises {missing:,} bytes more")
     if header.channels != 1:
         raise UserError(f"{clip.name} has {header.channels} channels: mix it down to one")
     if header.frames == 0:
         raise UserError(f"{clip.name} is empty")
+    if header.frames > LONGEST_CLIP * header.samplerate:
+        raise UserError(
+            f"{clip.name} says that it is {header.frames / header.samplerate / 60:,.0f} minutes "
+            f"long: cut it into clips of {LONGEST_CLIP // 60} minutes at most"
+        )
+    common = math.gcd(header.samplerate, sample_rate)
+    if header.samplerate // common * (sample_rate // common) > LARGEST_RESAMPLER:
+        raise UserError(
+            f"{clip.name} has {header.samplerate} Hz, from which {sample_rate} Hz take a filter of "
+            f"gigabytes: convert it to a usual rate"
+        )
     samples = -(-header.frames * sample_rate // header.samplerate)  # rounded up, as resample does
     return Clip(id, path, source, samples, text)
+
+
+def count_missing_bytes(path: Path) -> int:
+    """Return how many bytes a WAV file lacks of what its chunks' headers promise.
+
+    The WAV reader takes a file that was cut off for a shorter one.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":
+            return 0
+        position = 12  # behind RIFF, a size, WAVE
+        while position + 8 <= size:
+            file.seek(position)
+            name, length = struct.unpack("<4sI", file.read(8))
+            position += 8 + length
+            if name == b"data":
+                break
+            position += length % 2  # chunks begin at even places
+    return max(position - size, 0)
 
 
 def read_clip(clip: Clip, sample_rate: int) -> Tensor:
@@ -68,10 +111,13 @@ def read_clip(clip: Clip, sample_rate: int) -> Tensor:
         UserError: if the file cannot be read, or is not as long as its header said.
     """
     try:
-        samples, rate = soundfile.read(str(clip.path), dtype="float32")
+        with soundfile.SoundFile(str(clip.path)) as file:
+            rate = file.samplerate
+            # Block by block: a header may claim more than there is.
+            blocks = list(file.blocks(blocksize=1 << 20, dtype="float32", always_2d=True))
     except soundfile.SoundFileError as error:
         raise UserError(f"{clip.name} cannot be read ({error})") from error
-    waveform = torch.from_numpy(samples)
+    waveform = torch.from_numpy(np.concatenate([np.zeros((0, 1), np.float32), *blocks])[:, 0])
     if rate != sample_rate:
         waveform = resample(waveform, rate, sample_rate)
     if len(waveform) != clip.samples:

@@ -28,12 +28,14 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
     Attributes:
         datasets: data sets by split; ``predict`` where it is not the test split.
         batch_in_hand: the last batch that was handed over.
+        split_in_hand: the split that it is of.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.datasets: dict[str, Split] = {}
         self.batch_in_hand: Any = None
+        self.split_in_hand = "train"
         self._resumed_random_state: RandomState | None = None
         self._random_state_before_batch: RandomState | None = None
         self._goes_back = False
@@ -44,16 +46,7 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
 
     @abstractmethod
     def describe(self, batch: Any) -> str:
-        """Return the size of a batch of the current stage and which examples it holds."""
-
-    @property
-    def current_split(self) -> str:
-        """Return the split that the trainer is at."""
-        if self.trainer is None or self.trainer.training:
-            return "train"
-        if self.trainer.validating or self.trainer.sanity_checking:
-            return "val"
-        return "predict" if "predict" in self.datasets else "test"
+        """Return the size of the batch in hand, or of a part of it, and which examples it holds."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random generators of every process, for the checkpoint."""
@@ -89,7 +82,14 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Restore the random state where training goes on: augmentation comes next."""
         self.batch_in_hand = batch
-        if self.trainer is not None and self.trainer.training:
+        if self.trainer is None:
+            return batch
+        if self.trainer.validating or self.trainer.sanity_checking:
+            self.split_in_hand = "val"
+        elif not self.trainer.training:
+            self.split_in_hand = "predict" if "predict" in self.datasets else "test"
+        else:
+            self.split_in_hand = "train"
             if self._resumed_random_state is not None:
                 self._resumed_random_state.restore()
                 self._resumed_random_state = None

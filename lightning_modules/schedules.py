@@ -38,17 +38,13 @@ def count_steps(trainer: Trainer) -> int:
 class WarmupLinearDecay(LRScheduler):
     """Rise linearly from ``floor`` to 1 over the warm-up, then fall linearly to ``floor``.
 
-    The learning rate is a function of the step and of this configuration alone. With a checkpoint's
-    step but another number of steps it would jump: that is refused unless ``total_steps`` is given.
+    The learning rate is a function of the step and of this configuration alone.
 
     Args:
         optimizer: whose learning rates are the peak.
         warmup: fraction of all steps that the rate rises for.
         floor: lowest fraction of the peak, at the first and the last step.
         total_steps: optimizer steps of the whole training; None takes the trainer's number.
-
-    Attributes:
-        follows_trainer: whether the number is the trainer's.
     """
 
     def __init__(
@@ -61,7 +57,6 @@ class WarmupLinearDecay(LRScheduler):
         self.warmup = warmup
         self.floor = floor
         self.total_steps = total_steps
-        self.follows_trainer = False
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
@@ -80,25 +75,7 @@ class WarmupLinearDecay(LRScheduler):
         """Return the current learning rate of each parameter group."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the step, the rates and the number of steps; the rest is the command line's."""
-        configuration = {"warmup", "floor", "follows_trainer"}
-        return {
-            key: value for key, value in super().state_dict().items() if key not in configuration
-        }
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the step.
-
-        Raises:
-            UserError: if the trainer now gives the schedule another number of steps.
-        """
-        total = state_dict.pop("total_steps")
-        if self.follows_trainer and total != self.total_steps:
-            raise UserError(
-                f"the checkpoint's learning-rate schedule is over {total} steps, this "
-                f"configuration's over {self.total_steps}: resume with the trainer.max_epochs and "
-                "max_steps it was trained with, or say which of them to follow with "
-                "--lr_scheduler.init_args.total_steps"
-            )
-        super().load_state_dict(state_dict)
+        """Take up the step; the configuration is the command line's."""
+        configuration = {"warmup", "floor", "total_steps"}
+        super().load_state_dict({k: v for k, v in state_dict.items() if k not in configuration})

@@ -86,3 +86,13 @@ class KeepEachLast(Callback):
         if last.exists():
             self.folder.mkdir(exist_ok=True)
             (self.folder / f"{trainer.global_step}.ckpt").write_bytes(last.read_bytes())
+
+
+class Payload:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))

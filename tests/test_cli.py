@@ -8,14 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 
 import cli
-from datamodules.speech import Clip, inspect_clip
 from tests.conftest import CONFIGS, LETTERS, ROOT, write_corpus
 
 
@@ -239,27 +237,6 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(
     for part in parts:
         assert part in message
     assert not list((tmp_path / "runs").rglob("*.*"))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_clip_that_breaks_during_the_run_is_named(
-    workers: int,
-    small: list[str],
-    own_tones: Path,
-    fail_cli: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def inspect_then_break(id: str, path: Path, *args: Any) -> Clip:
-        clip = inspect_clip(id, path, *args)
-        if id == "T-002":
-            path.write_bytes(path.read_bytes()[:100])
-        return clip
-
-    monkeypatch.setattr("datamodules.ljspeech.inspect_clip", inspect_then_break)
-    args = [*small, "--data.init_args.root", own_tones, f"--data.init_args.num_workers={workers}"]
-    message = fail_cli("fit", *args)
-    assert "T-002.wav" in message
-    assert "metadata.csv line 3" in message
 
 
 def test_what_is_no_checkpoint_or_another_models_is_refused(

@@ -17,7 +17,7 @@ import torch
 
 from tests.conftest import CONFIGS, ROOT
 from tests.processes import run_together
-from tests.stopping import FaultError
+from tests.stopping import FaultError, Payload
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
@@ -269,8 +269,8 @@ def test_a_longer_training_goes_on_unless_its_schedule_would_jump(
     run_cli("fit", *scheduled)
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
     message = fail_cli("fit", *scheduled, longer, "--ckpt_path=last")
-    assert "schedule is over 8 steps, this configuration's over 12" in message
-    assert "--lr_scheduler.init_args.total_steps" in message
+    assert "schedule has total_steps 8, this configuration's 12" in message
+    assert "--lr_scheduler.init_args.total_steps=8" in message
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
     follow = "--lr_scheduler.init_args.total_steps=8"
     run_cli("fit", *scheduled, longer, follow, "--ckpt_path=last")
@@ -357,16 +357,6 @@ def test_resuming_with_other_batches_is_refused_and_harms_nothing(
         assert last.read_bytes() == before
 
 
-class Payload:
-    """Unpickling it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
-
-
 @pytest.mark.parametrize("stage", ["fit", "test", "predict"])
 def test_no_code_of_a_checkpoint_runs(
     stage: str,
@@ -390,3 +380,23 @@ def test_no_code_of_a_checkpoint_runs(
     run_cli(stage, *small, *more, f"--ckpt_path={tmp_path / 'named.ckpt'}")
     assert not effect.exists()
     assert "bystander" not in sys.modules
+
+
+def test_the_command_lines_optimizer_wins_over_the_checkpoints(
+    retinas: Path, small: list[str], run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Half the learning rate, over a schedule that is the same fraction of it as before."""
+    experiment = arguments("cnn", small, retinas)
+    run = run_cli("fit", *experiment)
+    rates = [float(row["lr-SGD"]) for row in curves(run) if "lr-SGD" in row]
+    peak = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    before = peak["optimizer_states"][0]["param_groups"][0]["initial_lr"]
+    run.rename(tmp_path / "whole run")
+    with pytest.raises(SystemExit):
+        run_cli("fit", *experiment, *stop_at(3))
+    new = [f"--optimizer.init_args.lr={before / 2}", "--optimizer.init_args.weight_decay=0.1"]
+    run_cli("fit", *experiment, *new, "--ckpt_path=last")
+    found = [float(row["lr-SGD"]) for row in curves(run) if "lr-SGD" in row]
+    assert found == pytest.approx(rates[:3] + [rate / 2 for rate in rates[3:]])
+    group = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert group["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.1
