@@ -43,6 +43,10 @@ class EpochSampler(Sampler[Batch], ABC):
         self.epoch = epoch
 
     @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+
+    @abstractmethod
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Return an epoch's examples in their order, over all processes."""
 

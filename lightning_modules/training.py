@@ -50,7 +50,7 @@ class TrainingModule(LightningModule):
         Raises:
             NonFiniteLossError: then; names the batch.
         """
-        value = float(loss)
+        value = float(loss.detach())
         finite = math.isfinite(value)
         if self.trainer.world_size > 1:
             finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)

@@ -126,15 +126,31 @@ def start(args: list[str], runs: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "cli.py", "fit", *args]
     command += ["--trainer.default_root_dir", str(runs), "--experiment", "run"]
     return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("how", "devices"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)],
+    ids=["SIGTERM", "SIGINT", "SIGTERM, two processes"],
+)
 def test_an_interrupted_run_goes_on_in_its_directory(
-    how: signal.Signals, small: list[str], tmp_path: Path, run_cli: Callable[..., Path]
+    how: signal.Signals,
+    devices: int,
+    small: list[str],
+    tmp_path: Path,
+    run_cli: Callable[..., Path],
 ) -> None:
     small = [*small, "--lr_scheduler.init_args.total_steps=100000"]
+    if devices > 1:
+        small += [f"--trainer.devices={devices}", "--trainer.strategy=ddp"]
+        small += ["--trainer.accelerator=cpu", "--data.init_args.batch_size=4"]
     process = start([*small, "--trainer.max_epochs=100000"], tmp_path / "runs")
     run = tmp_path / "runs" / "run"
     best = run / "checkpoints" / "best.ckpt"
@@ -155,7 +171,12 @@ def test_an_interrupted_run_goes_on_in_its_directory(
     assert steps % 3 == 0
     assert steps <= reached["global_step"]
     epochs = reached["epoch"] + 2
-    assert run_cli("fit", *small, f"--trainer.max_epochs={epochs}", "--ckpt_path=last") == run
+    more = [*small, f"--trainer.max_epochs={epochs}", "--ckpt_path=last"]
+    if devices > 1:
+        output, _ = (process := start(more, tmp_path / "runs")).communicate(timeout=120)
+        assert process.returncode == 0, output
+    else:
+        run_cli("fit", *more)
     resumed = torch.load(last, weights_only=True)
     assert resumed["global_step"] == 3 * epochs
     assert list(column(run, "train/loss_step")) == list(range(3 * epochs))
