@@ -78,24 +78,14 @@ def build_parser() -> argparse.ArgumentParser:
         )
     compare = commands.add_parser("compare", help="put runs side by side: a table and curves")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directory, trained and tested")
-    compare.add_argument(
-        "--output",
-        metavar="DIR",
-        default="runs/comparison",
-        help="folder for comparison.md and curves.png (default: %(default)s)",
-    )
+    add_output(compare, "comparison", "for comparison.md and curves.png")
     separable = commands.add_parser(
         "separable",
         help="can one perceptron compute f(x) = +1 iff A <= sum of x <= B? answer and proof",
     )
     for flag, name in (("dimension", "D"), ("low", "A"), ("high", "B")):
         separable.add_argument(f"--{flag}", metavar=name, type=int, required=True)
-    separable.add_argument(
-        "--output",
-        metavar="DIR",
-        default="runs/separable",
-        help="folder for the picture where D = 2 (default: %(default)s)",
-    )
+    add_output(separable, "separable", "for the picture where D = 2")
     sweep = commands.add_parser(
         "sweep", help="search hyper-parameters; other arguments are those of every fit"
     )
@@ -107,6 +97,16 @@ def build_parser() -> argparse.ArgumentParser:
         "runs/<sweep>/study.db",
     )
     return parser
+
+
+def add_output(command: argparse.ArgumentParser, name: str, purpose: str) -> None:
+    """Add the folder that a command writes to, ``runs/<name>`` by default."""
+    command.add_argument(
+        "--output",
+        metavar="DIR",
+        default=f"runs/{name}",
+        help=f"folder {purpose} (default: %(default)s)",
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from datamodules.resumable import ResumableLoader
-from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
 from networks.boolean import check_interval, interval_labels
 from networks.separability import signs
@@ -96,13 +94,5 @@ class BooleanDataModule(SplitDataModule[TensorDataset]):
 
     def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
         """Return the batches of a split."""
-        dataset = self.datasets[split]
-        sampler = ShuffledBatchSampler(
-            len(dataset),
-            self.batch_size if shuffle else max(self.batch_size, 4096),
-            shuffle=shuffle,
-            seed=self.seed,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-        return ResumableLoader(dataset, batch_size=None, sampler=sampler)
+        batch_size = self.batch_size if shuffle else max(self.batch_size, 4096)
+        return self.load_from_memory(split, batch_size, shuffle=shuffle, seed=self.seed)

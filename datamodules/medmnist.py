@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.download import check_digest, download
-from datamodules.resumable import ResumableLoader
-from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
 from errors import UserError
 
@@ -245,20 +243,18 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
 
     def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
         """Return the batches of a split."""
-        dataset = self.datasets[split]
-        sampler = ShuffledBatchSampler(
-            len(dataset),
+        if not shuffle:
             # Without gradients a batch may be large, and is much faster so.
-            self.batch_size if shuffle else max(self.batch_size, 512),
-            shuffle=shuffle,
-            weights=class_weights(dataset.labels) if shuffle and self.balanced else None,
-            steps_per_execution=self.steps_per_execution if shuffle else 1,
+            size = max(self.batch_size, 512)
+            return self.load_from_memory(split, size, shuffle=False, seed=self.seed)
+        return self.load_from_memory(
+            split,
+            self.batch_size,
+            shuffle=True,
             seed=self.seed,
-            rank=self.rank,
-            world_size=self.world_size,
+            weights=class_weights(self.datasets[split].labels) if self.balanced else None,
+            steps_per_execution=self.steps_per_execution,
         )
-        # Images are in memory and a batch is one indexing: worker processes would only copy.
-        return ResumableLoader(dataset, batch_size=None, sampler=sampler)
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         """Scale pixels, and augment in training, on the model's device."""

@@ -8,7 +8,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.gathering import gather
-from datamodules.resumable import RandomState
+from datamodules.resumable import RandomState, ResumableLoader
+from datamodules.sampling import ShuffledBatchSampler
 from errors import UserError
 
 Split = TypeVar("Split", bound=Dataset)  # type: ignore[type-arg]
@@ -47,6 +48,31 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
     @abstractmethod
     def describe(self, batch: Any) -> str:
         """Return the size of the batch in hand, or of a part of it, and which examples it holds."""
+
+    def load_from_memory(
+        self, split: str, batch_size: int, *, shuffle: bool, seed: int, **options: Any
+    ) -> ResumableLoader:
+        """Return the batches of a split that is in memory and is indexed by tensors of places.
+
+        Args:
+            split: its name.
+            batch_size: most examples in a batch of one process.
+            shuffle: whether the order changes with the epoch.
+            seed: of the order.
+            options: other arguments of `ShuffledBatchSampler`.
+        """
+        dataset = self.datasets[split]
+        sampler = ShuffledBatchSampler(
+            len(dataset),  # type: ignore[arg-type] # a Dataset has a length where it can be indexed
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            **options,
+        )
+        # A batch is one indexing: worker processes would only copy.
+        return ResumableLoader(dataset, batch_size=None, sampler=sampler)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random generators of every process, for the checkpoint."""

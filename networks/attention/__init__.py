@@ -2,7 +2,6 @@
 
 from networks.attention.kernel import AttentionKernel, KeyValues, SoftmaxAttention
 from networks.attention.maclaurin import (
-    MaclaurinAttention,
     MaclaurinState,
     count_features,
     maclaurin_attention,
@@ -12,6 +11,7 @@ from networks.attention.maclaurin import (
     truncated_exp,
     truncation_error,
 )
+from networks.attention.maclaurin_kernel import MaclaurinAttention
 from networks.attention.multi_head import MultiHeadAttention, ResidualAttentionBlock
 
 __all__ = [

@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from networks.attention.kernel import AttentionKernel, KeyValues
-
 BLOCK_ELEMENTS = 2**20
 """Numbers in the features of one block, over batch and heads: 4 MiB, about a core's cache."""
 
@@ -90,14 +88,16 @@ def maclaurin_attention(
         ValueError: if ``terms`` is less than 1, or lengths do not fit ``causal``.
     """
     check_terms(terms)
-    query, key, weighed = _prepare(query, key, value, key_padding_mask)
     if not causal:
-        return _read(query, _summarize(key, weighed, terms), terms).to(value.dtype)
+        sums = summarize(key, value, terms, key_padding_mask)
+        return read(query, sums, terms).to(value.dtype)
     if query.shape[-2] != key.shape[-2]:
         raise ValueError(
             f"causal attention needs as many queries as keys, not {query.shape[-2]} and "
             f"{key.shape[-2]}"
         )
+    query, key = scale(query), scale(key)
+    weighed = _weigh(value, key.dtype, key_padding_mask)
     return _attend_causally(query, key, weighed, terms, chunk).to(value.dtype)
 
 
@@ -112,7 +112,8 @@ def maclaurin_attention_naive(
 ) -> Tensor:
     """`maclaurin_attention` by its definition, quadratic in length."""
     check_terms(terms)
-    query, key, weighed = _prepare(query, key, value, key_padding_mask)
+    query, key = scale(query), scale(key)
+    weighed = _weigh(value, key.dtype, key_padding_mask)
     with torch.autocast(query.device.type, enabled=False):
         weights = truncated_exp(query @ key.transpose(-1, -2), terms)
         if causal:
@@ -142,85 +143,30 @@ def maclaurin_step(
     Returns:
         (batch, heads, 1, E): what causal attention gives for this position.
     """
-    query, key, weighed = _prepare(query, key, value, None)
-    new = _summarize(key, weighed, terms)
+    new = summarize(key, value, terms)
     state.sums = new if state.sums is None else state.sums + new
-    return _read(query, state.sums, terms).to(value.dtype)
+    return read(query, state.sums, terms).to(value.dtype)
 
 
-class MaclaurinAttention(AttentionKernel):
-    """Attention by the truncated series; see `maclaurin_attention`.
+def summarize(
+    key: Tensor, value: Tensor, terms: int, key_padding_mask: Tensor | None = None
+) -> Tensor:
+    """Return what any number of queries can read: Σ m(k)[v, 1]ᵀ, (batch, heads, M, E + 1).
 
-    Args:
-        terms: K, terms of the series.
-        max_logit: b; queries and keys longer than √b (after the scaling by D^−¼) are shortened to
-            it, so that |q·k/√D| ≤ b and every weight exp(q·k/√D) is met within the factor
-            1 ± bᴷ/K! · eᵇ (docs/maclaurin_attention.md, section 6). None leaves them: attention by
-            a polynomial, which is no approximation of softmax where logits are large.
-
-    Raises:
-        ValueError: if weights could be negative: an even number of terms and no small max_logit.
+    m are the monomials of φ without their coefficients; arguments as in `maclaurin_attention`.
     """
+    key = scale(key)
+    return _sum_blocks(key, _weigh(value, key.dtype, key_padding_mask), terms)
 
-    def __init__(self, terms: int = 3, max_logit: float | None = None) -> None:
-        check_terms(terms)
-        if max_logit is not None and max_logit <= 0:
-            raise ValueError(f"max_logit {max_logit} is not above 0")
-        if terms % 2 == 0:
-            worst = -math.inf if max_logit is None else -max_logit
-            if worst == -math.inf or truncated_exp(torch.tensor(worst), terms) <= 0:
-                raise ValueError(
-                    f"with {terms} terms, an even number, weights can be negative at max_logit "
-                    f"{max_logit}: take an odd number of terms or a smaller max_logit"
-                )
-        self.terms = terms
-        self.max_logit = max_logit
 
-    def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> Tensor:
-        keys, values = key_values
-        padding = None if key_mask is None else ~key_mask
-        _, keys, weighed = _prepare(keys, self._bound(keys), values, padding)
-        return _summarize(keys, weighed, self.terms)
+def read(query: Tensor, sums: Tensor, terms: int) -> Tensor:
+    """Attend to what `summarize` has seen, (batch, heads, queries, E), in float32 at least."""
+    return _read_blocks(scale(query), sums, terms)
 
-    def read(self, query: Tensor, summary: Tensor) -> Tensor:
-        scaled = _scale(self._bound(query))
-        return _read(scaled, summary, self.terms).to(query.dtype)
 
-    def attend_causally(
-        self, query: Tensor, key_values: KeyValues, key_mask: Tensor | None
-    ) -> Tensor:
-        keys, values = key_values
-        return maclaurin_attention(
-            self._bound(query),
-            self._bound(keys),
-            values,
-            self.terms,
-            causal=True,
-            key_padding_mask=None if key_mask is None else ~key_mask,
-        )
-
-    def start(self, max_length: int) -> MaclaurinState:
-        return MaclaurinState()
-
-    def step(self, query: Tensor, key_values: KeyValues, state: MaclaurinState) -> Tensor:
-        keys, values = key_values
-        return maclaurin_step(self._bound(query), self._bound(keys), values, state, self.terms)
-
-    def weights(self, query: Tensor, keys: Tensor, key_mask: Tensor | None) -> Tensor:
-        query, keys = _scale(self._bound(query)), _scale(self._bound(keys))
-        weights = truncated_exp(query @ keys.transpose(-1, -2), self.terms)
-        if key_mask is not None:
-            weights = weights * key_mask[:, None, None, :]
-        return weights / weights.sum(-1, keepdim=True)
-
-    def _bound(self, x: Tensor) -> Tensor:
-        """Shorten vectors so that after the scaling their norm is √max_logit at most."""
-        if self.max_logit is None:
-            return x
-        longest = math.sqrt(self.max_logit) * x.shape[-1] ** 0.25
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-        return x * (longest / norms.clamp(min=longest)).to(x.dtype)
+def scale(x: Tensor) -> Tensor:
+    """Multiply by D^−¼, queries and keys alike, in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) * x.shape[-1] ** -0.25
 
 
 def check_terms(terms: int) -> None:
@@ -232,20 +178,12 @@ def check_terms(terms: int) -> None:
 # --------------------------------------------------------------------------- the computation
 
 
-def _scale(x: Tensor) -> Tensor:
-    """Multiply by D^−¼, queries and keys alike, in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) * x.shape[-1] ** -0.25
-
-
-def _prepare(
-    query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scaled queries and keys, and [v, 1], the 1 for the denominator; zeros for padding."""
-    query, key = _scale(query), _scale(key)
-    weighed = F.pad(value.to(key.dtype), (0, 1), value=1.0)
+def _weigh(value: Tensor, dtype: torch.dtype, key_padding_mask: Tensor | None) -> Tensor:
+    """Return [v, 1], the 1 for the denominator; zeros for padding."""
+    weighed = F.pad(value.to(dtype), (0, 1), value=1.0)
     if key_padding_mask is not None:
         weighed = weighed.masked_fill(key_padding_mask[:, None, :, None], 0.0)
-    return query, key, weighed
+    return weighed
 
 
 def _normalize(sums: Tensor) -> Tensor:
@@ -254,7 +192,7 @@ def _normalize(sums: Tensor) -> Tensor:
     return numerator / denominator.masked_fill(denominator == 0, 1.0)
 
 
-def _summarize(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
+def _sum_blocks(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
     """Return Σ m(k)[v, 1]ᵀ over the keys, (…, M, E + 1), for monomials m."""
     block = _block_length(key, terms)
     saves_memory = key.shape[-2] > block
@@ -266,7 +204,7 @@ def _summarize(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
     return state
 
 
-def _read(query: Tensor, state: Tensor, terms: int) -> Tensor:
+def _read_blocks(query: Tensor, state: Tensor, terms: int) -> Tensor:
     """Return the means (…, queries, E) that queries read from a state."""
     block = _block_length(query, terms)
     saves_memory = query.shape[-2] > block
