@@ -72,8 +72,7 @@ class BooleanClassifier(TrainingModule):
         """Return the hinge loss."""
         x, y, _ = batch
         loss = F.relu(1 - y * self.network(x)[:, 0]).mean()
-        self.check_loss(loss, batch)
-        self.add_losses({"loss": loss}, len(y))
+        self.add_losses({"loss": self.check_loss(loss, batch)}, len(y))
         return loss
 
     def validation_step(self, batch: Batch) -> None:

@@ -148,8 +148,7 @@ class ImageClassifier(Classifier):
         """Return the training loss of one step."""
         logits = self.network(batch.images)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        self.check_loss(loss, batch)
-        self.add_losses({"loss": loss}, len(batch.labels))
+        self.add_losses({"loss": self.check_loss(loss, batch)}, len(batch.labels))
         return loss
 
     def training_step(self, batch: ImageBatch) -> Tensor | None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from datamodules.medmnist import ImageBatch
+from errors import UserError
 from lightning_modules.classifier import Classifier
 from networks.scratch import ScratchNetwork
 
@@ -34,6 +35,19 @@ class ScratchClassifier(Classifier):
             }
         )
 
+    def setup(self, stage: str) -> None:
+        """Check that one process trains.
+
+        Raises:
+            UserError: if the data are not images, or there are several processes.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.trainer.world_size > 1:
+            raise UserError(
+                f"{type(self.network).__name__} learns from one example after another, which "
+                "several processes cannot share: use --trainer.devices=1"
+            )
+
     @property
     def parameter_count(self) -> int:
         """Return the number of parameters that training changes, though not by gradients."""
@@ -50,8 +64,7 @@ class ScratchClassifier(Classifier):
         """Update by one example after another."""
         losses = self.network.update(to_rows(batch.images), batch.labels.numpy())
         loss = torch.tensor(losses.mean())
-        self.check_loss(loss, batch)
-        self.add_losses({"loss": loss}, len(losses))
+        self.add_losses({"loss": self.check_loss(loss, batch)}, len(losses))
         self.optimizers().step()  # type: ignore[union-attr]
 
 

@@ -110,7 +110,7 @@ class SpeechRecognizer(TrainingModule):
         """Return the loss."""
         losses, _, _ = self.losses(batch)
         self.check_loss(losses["loss"], batch)
-        self.add_losses(losses, batch.target_count())
+        self.add_losses({k: v.detach() for k, v in losses.items()}, batch.target_count())
         self.log("train/loss_step", losses["loss"], prog_bar=True, on_step=True, on_epoch=False)
         return losses["loss"]
 

@@ -1,9 +1,9 @@
 """What training does the same in every task."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
@@ -25,15 +25,20 @@ class TrainingModule(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor | float] = {}
         self._weight: Tensor | float = 0.0
-        self._behind_last_batch: tuple[dict[str, Tensor], Tensor | float] = ({}, 0.0)
+        self._behind_last_batch: tuple[dict[str, Tensor | float], Tensor | float] = ({}, 0.0)
 
-    def add_losses(self, losses: dict[str, Tensor], weight: Tensor | float) -> None:
-        """Add the mean losses of a batch to the epoch's; ``weight`` is what they are means over."""
+    def add_losses(self, losses: Mapping[str, Tensor | float], weight: Tensor | float) -> None:
+        """Add the mean losses of a batch to the epoch's.
+
+        Args:
+            losses: by name, without gradients.
+            weight: number of what they are means over.
+        """
         # With small networks a `self.log` or a metric a step costs as much as the step.
         for name, loss in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + loss.detach().float() * weight
+            self._sums[name] = self._sums.get(name, 0.0) + loss * weight
         self._weight = self._weight + weight
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -44,8 +49,8 @@ class TrainingModule(LightningModule):
         """Take back what was added for a batch that was not finished."""
         self._sums, self._weight = self._behind_last_batch
 
-    def check_loss(self, loss: Tensor, batch: Any) -> None:
-        """Stop all processes before a step whose loss is not finite in one of them.
+    def check_loss(self, loss: Tensor, batch: Any) -> float:
+        """Return a step's loss; if in one of the processes it is not finite, stop all of them.
 
         Raises:
             NonFiniteLossError: then; names the batch.
@@ -55,7 +60,7 @@ class TrainingModule(LightningModule):
         if self.trainer.world_size > 1:
             finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
-            return
+            return value
         data: SplitDataModule[Any] = self.trainer.datamodule  # type: ignore[attr-defined]
         ours = [] if math.isfinite(value) else [f"{value} on {data.describe(batch)}"]
         raise NonFiniteLossError(
@@ -72,13 +77,8 @@ class TrainingModule(LightningModule):
         """Take them up: a run that is resumed in the middle of an epoch does not start that one."""
         losses = checkpoint.get("epoch_losses", [])
         if len(losses) == self.trainer.world_size:
-            sums, self._weight = losses[self.global_rank]
-            self._sums = {name: torch.tensor(total) for name, total in sums.items()}
-
-    def on_train_start(self) -> None:
-        """Move the sums of the losses to the device."""
-        self._sums = {name: total.to(self.device) for name, total in self._sums.items()}
-        self._behind_last_batch = (dict(self._sums), self._weight)
+            self._sums, self._weight = losses[self.global_rank]
+            self._behind_last_batch = (dict(self._sums), self._weight)
 
     def on_train_epoch_start(self) -> None:
         """Start the sums of the losses."""

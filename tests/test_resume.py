@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import json
 import os
 import random
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
+import cli
 from tests.conftest import CONFIGS, ROOT
 from tests.processes import run_together
 from tests.stopping import FaultError, Payload
@@ -228,7 +230,9 @@ def test_the_same_seed_twice_gives_the_same_losses(
     assert logged[0] != logged[2]
 
 
-def test_two_processes_resume_exactly(small: list[str], retinas: Path, tmp_path: Path) -> None:
+def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
+    small: list[str], retinas: Path, tmp_path: Path
+) -> None:
     """Either of them may be the one that is asked to stop."""
     together = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
     together += [f"--trainer.default_root_dir={tmp_path}"]
@@ -246,9 +250,16 @@ def test_two_processes_resume_exactly(small: list[str], retinas: Path, tmp_path:
             commands.append([*experiment, *where, *stop])
             if stop:
                 commands.append([*experiment, *where, "--ckpt_path=last"])
-    statuses = run_together(commands, tmp_path)
-    assert statuses[0] == [0, 143, 0, 143, 0] * len(tasks)
-    assert statuses[1] == [0] * len(commands)  # the first process reports it
+    scored = ("cnn, two steps at once", "boolean")
+    here = ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    tests = [
+        ["test", *arguments(task, small, retinas), *here, "--experiment", f"{task} whole"]
+        for task in scored
+    ]
+    shared = [[*test, "--trainer.strategy=ddp", "--trainer.devices=2"] for test in tests]
+    statuses = run_together(commands + shared, tmp_path)
+    assert statuses[0] == [0, 143, 0, 143, 0] * len(tasks) + [0] * len(scored)
+    assert set(statuses[1]) == {0}  # the first process reports it
     for task in tasks:
         whole = tmp_path / f"{task} whole"
         for name in ("first stopped", "second stopped"):
@@ -258,6 +269,16 @@ def test_two_processes_resume_exactly(small: list[str], retinas: Path, tmp_path:
             for rank in range(2):
                 streams = [tmp_path / f"{path.name}.txt.{rank}" for path in (run, whole)]
                 assert streams[0].read_text() == streams[1].read_text(), run.name
+    for task, examples in (("recognizer", 24), ("cnn, two steps at once", 60)):
+        files = [tmp_path / f"{task} whole.txt.{rank}" for rank in range(2)]
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        seen = sorted(i for line in lines for i in json.loads(line.partition(" ")[2]))
+        assert seen == sorted([*range(examples)] * 2)  # in two epochs
+    for test in tests:
+        record = tmp_path / test[-1] / "test_metrics.json"
+        together = json.loads(record.read_text())["metrics"]
+        cli.main(test)
+        assert together == pytest.approx(json.loads(record.read_text())["metrics"], rel=1e-4)
 
 
 def test_a_longer_training_goes_on_unless_its_schedule_would_jump(
