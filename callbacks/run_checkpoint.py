@@ -1,6 +1,8 @@
 """The two checkpoints of a run: best.ckpt and last.ckpt."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +19,26 @@ from lightning_modules.training import NonFiniteLossError, TrainingModule
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keep ``best.ckpt`` by a validation metric, and ``last.ckpt`` of the last epoch or moment.
+    """Keep ``best.ckpt`` by a validation metric, and ``last.ckpt`` to go on from.
+
+    ``last.ckpt`` is of a moment between two batches: it is written before the first batch of each
+    epoch, when all of the epoch before is logged, every few minutes before another, when training
+    is interrupted, and at its end.
 
     Args:
         monitor: metric that decides what is best.
         mode: ``min`` or ``max``.
-        minutes: most time between two ``last.ckpt``, within an epoch too; None saves only behind
-            epochs.
+        minutes: most time between two ``last.ckpt`` within an epoch; None writes none there.
     """
 
     def __init__(
         self, monitor: str = "val/loss", mode: str = "min", minutes: float | None = 10
     ) -> None:
-        super().__init__(
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
-            save_on_exception=True,
-            enable_version_counter=False,
-        )
+        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self.minutes = minutes
         self._saved_at = 0.0
-        self._first_step: int | None = None
-        self._saved_step: int | None = None
-        self._is_saved = False
+        self._saved_step = 0
+        self._is_saved = True  # there is nothing yet
         self._step_before_batch = 0
         self._within_step = False
         self._validation_cut_off = False
@@ -51,13 +48,80 @@ class RunCheckpoint(ModelCheckpoint):
         self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
+    # ------------------------------------------------------------------ when
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with the validation that was cut off; Lightning would go on with the next epoch."""
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step
+        self._is_saved = not self._validation_cut_off
+        if self._validation_cut_off:
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION  # noqa: SLF001
+            loop.restarting = False  # from its beginning
+        self._validation_cut_off = False
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the weights' step."""
+        """Save ``last.ckpt`` if this is a new epoch, or the last one is old."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._step_before_batch = trainer.global_step
         self._within_step = False
+        if self._is_saved or self._should_skip(trainer):
+            return
+        if batch_idx % trainer.accumulate_grad_batches != 0:
+            return  # gradients that are being accumulated are not in a checkpoint
+        is_due = batch_idx == 0
+        if not is_due and self.minutes is not None:
+            is_due = time.monotonic() - self._saved_at >= 60 * self.minutes
+            # The processes' clocks differ.
+            is_due = trainer.strategy.reduce_boolean_decision(is_due, all=False)
+        if is_due:
+            with batch_put_back(trainer):
+                self._save_last(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note that the state is a new one."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._is_saved = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save ``last.ckpt``."""
+        super().on_train_end(trainer, pl_module)
+        if not self._is_saved and not self._should_skip(trainer):
+            self._save_last(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save ``last.ckpt`` when training is interrupted, if the state is one to go on from.
+
+        Lightning's own hook would also write the interrupted state to ``best.ckpt``.
+        """
+        if self._is_saved or self._should_skip(trainer):
+            return
+        # All processes save together: what has hit one of them alone leaves the others waiting.
+        together = isinstance(exception, SIGTERMException | NonFiniteLossError)
+        if (
+            (trainer.world_size > 1 and not together)
+            or find_broken(pl_module)
+            or self._is_within_step(trainer)
+        ):
+            rank_zero_info(f"Stopped within a step: {self._describe_last()}")
+            return
+        self._validation_cut_off = trainer.validating
+        with batch_put_back(trainer):
+            self._save_last(trainer)
+
+    @staticmethod
+    def _should_skip(trainer: Trainer) -> bool:
+        return bool(trainer.fast_dev_run) or trainer.state.fn != TrainerFn.FITTING  # type: ignore[attr-defined]
+
+    # ------------------------------------------------------------------ what
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -65,45 +129,26 @@ class RunCheckpoint(ModelCheckpoint):
         """Note that the weights are about to change."""
         self._within_step = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save ``last.ckpt`` if the last one is old."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+    def _is_within_step(self, trainer: Trainer) -> bool:
+        """Return whether weights or gradients are on the way from one step to the next."""
         loop = trainer.fit_loop.epoch_loop
-        fetcher = trainer.fit_loop._data_fetcher  # noqa: SLF001
-        if (
-            self.minutes is None
-            # Gradients that are being accumulated are not in a checkpoint.
-            or loop._should_accumulate()  # noqa: SLF001
-            # Of what follows, Lightning would leave out the validation and the end of the epoch.
-            or trainer.is_last_batch
-            or (fetcher is not None and loop._should_check_val_fx(fetcher))  # noqa: SLF001
-        ):
-            return
-        is_old = time.monotonic() - self._saved_at >= 60 * self.minutes
-        # The processes' clocks differ.
-        if trainer.strategy.reduce_boolean_decision(is_old, all=False):
-            self._save_last_unless_saved(trainer)
+        if not has_unfinished_batch(trainer):
+            return loop._should_accumulate()  # noqa: SLF001
+        steps = loop.manual_optimization.optim_step_progress.total
+        return (
+            self._within_step
+            or steps.ready != steps.completed
+            or trainer.global_step != self._step_before_batch
+            or loop.batch_progress.current.completed % trainer.accumulate_grad_batches != 0
+        )
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save where validation decides when, as with ``val_check_interval``."""
-        super().on_validation_end(trainer, pl_module)
-        if not self._should_save_on_train_epoch_end(trainer):
-            self._save_last_unless_saved(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save ``last.ckpt`` after every epoch; Lightning's hook would only if it is the best."""
-        self._is_saved = False
-        super().on_train_epoch_end(trainer, pl_module)
-        if not self._is_saved:  # what a validation saved is not of the end of the epoch
-            self._last_global_step_saved = -1
-            self._save_last_unless_saved(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save ``last.ckpt`` when training ends within an epoch, as with ``max_steps``."""
-        super().on_train_end(trainer, pl_module)
-        self._save_last_unless_saved(trainer)
+    def _save_last(self, trainer: Trainer) -> None:
+        best_saved_step = self._last_global_step_saved
+        self._save_checkpoint(trainer, str(Path(self.dirpath or "") / "last.ckpt"))
+        self._last_global_step_saved = best_saved_step
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step
+        self._is_saved = True
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         broken = find_broken(trainer.lightning_module)
@@ -113,71 +158,12 @@ class RunCheckpoint(ModelCheckpoint):
                 f"written: {self._describe_last()}; resume there with a lower learning rate or "
                 "--trainer.gradient_clip_val"
             )
+        for logger in trainer.loggers:  # a run that goes on here does not log it again
+            logger.save()
         super()._save_checkpoint(trainer, filepath)
-        self._saved_at = time.monotonic()
-        self._saved_step = trainer.global_step
-        self._is_saved = True
-
-    def _save_last_unless_saved(self, trainer: Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Save ``last.ckpt`` when training is interrupted, if the state is one to go on from.
-
-        Lightning's own hook would also write the interrupted state to ``best.ckpt``.
-        """
-        # What a run was resumed from is on disk, and whole; what failed while it was read is not.
-        is_new = self._first_step is not None and trainer.global_step > self._first_step
-        if (
-            trainer.state.fn != TrainerFn.FITTING
-            or not is_new
-            or not self._should_save_on_exception(trainer)
-        ):
-            return
-        # All processes save together: what has hit one of them alone leaves the others waiting.
-        together = isinstance(exception, SIGTERMException | NonFiniteLossError)
-        if (
-            (trainer.world_size > 1 and not together)
-            or find_broken(pl_module)
-            or not self._go_back_to_whole_step(trainer)
-        ):
-            rank_zero_info(f"Stopped within a step: {self._describe_last()}")
-            return
-        self._validation_cut_off = trainer.validating
-        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def _go_back_to_whole_step(self, trainer: Trainer) -> bool:
-        """Put the batch in hand back if it was not finished; return whether that is possible."""
-        loop = trainer.fit_loop.epoch_loop
-        progress = loop.batch_progress
-        loader: Any = trainer.train_dataloader
-        if loader.yielded == progress.current.completed:
-            return not trainer.fit_loop._should_accumulate()  # noqa: SLF001
-        steps = loop.manual_optimization.optim_step_progress.total
-        if (
-            self._within_step
-            or steps.ready != steps.completed
-            or (
-                progress.current.ready > progress.current.completed
-                and trainer.global_step != self._step_before_batch
-            )
-            or progress.current.completed % trainer.accumulate_grad_batches != 0
-        ):
-            return False
-        trainer.datamodule.put_batch_back()  # type: ignore[attr-defined]
-        assert isinstance(trainer.lightning_module, TrainingModule)
-        trainer.lightning_module.put_batch_back()
-        counts: Any
-        for counts in (progress.total, progress.current):
-            counts.ready = counts.started = counts.processed = counts.completed
-        progress.is_last_batch = False
-        return True
 
     def _describe_last(self) -> str:
-        if self._saved_step is None:
+        if not self._saved_step:
             return "there is no last.ckpt of this run yet"
         return f"last.ckpt is of step {self._saved_step}"
 
@@ -190,17 +176,38 @@ class RunCheckpoint(ModelCheckpoint):
         self._validation_cut_off = state_dict.pop("validation_cut_off", False)
         super().load_state_dict(state_dict)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the validation that was cut off; Lightning would go on with the next epoch."""
-        super().on_train_start(trainer, pl_module)
-        self._saved_at = time.monotonic()
-        self._first_step = trainer.global_step
-        self._saved_step = trainer.global_step or None
-        if self._validation_cut_off:
-            loop = trainer.fit_loop.epoch_loop.val_loop
-            loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION  # noqa: SLF001
-            loop.restarting = False  # from its beginning
-        self._validation_cut_off = False
+
+def has_unfinished_batch(trainer: Trainer) -> bool:
+    """Return whether the last batch that was fetched is not counted as done."""
+    loader: Any = trainer.train_dataloader
+    return loader.yielded != trainer.fit_loop.epoch_loop.batch_progress.current.completed
+
+
+@contextmanager
+def batch_put_back(trainer: Trainer) -> Iterator[None]:
+    """Make everything that a checkpoint holds as it was before the batch in hand, if there is one.
+
+    What goes on from there begins with that batch.
+    """
+    if not has_unfinished_batch(trainer):
+        yield
+        return
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    module = trainer.lightning_module
+    assert isinstance(module, TrainingModule)
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    before = progress.state_dict()
+    counts: Any
+    for counts in (progress.total, progress.current):
+        counts.ready = counts.started = counts.processed = counts.completed
+    progress.is_last_batch = False
+    module.put_batch_back()
+    data.put_batch_back()
+    try:
+        yield
+    finally:
+        data.take_batch_again()
+        progress.load_state_dict(before)
 
 
 def find_broken(module: LightningModule) -> str | None:

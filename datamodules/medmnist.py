@@ -19,8 +19,10 @@ from datamodules.splits import SplitDataModule
 from errors import UserError
 
 SPLITS = ("train", "val", "test")
-MOST_COMPRESSED = 500
-"""Bytes that a byte may unpack to: labels of one class reach 100 to 400, scans about 2."""
+MOST_COMPRESSED = 100
+"""Bytes that a byte of an array above `SMALL` may unpack to; scans' reach 1.4."""
+SMALL = 2**26
+"""Bytes, 64 MiB: whatever unpacks to less is read."""
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -277,7 +279,7 @@ def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         ValueError: if it holds Python objects, is damaged, or unpacks to far more than any images.
     """
     member = archive.getinfo(f"{name}.npy")
-    if member.file_size > MOST_COMPRESSED * member.compress_size:
+    if member.file_size > max(SMALL, MOST_COMPRESSED * member.compress_size):
         raise ValueError(
             f"{name} unpacks {member.compress_size:,} bytes to {member.file_size:,}: these are no "
             "images"

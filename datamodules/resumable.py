@@ -22,12 +22,15 @@ class ResumableLoader(DataLoader[Any]):
     tells its batches from others.
 
     Its own generator seeds the workers: the global one is the model's alone.
+
+    Attributes:
+        yielded: batches of the current epoch.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["generator"] = torch.Generator()
         super().__init__(*args, **kwargs)
-        self._yielded = 0
+        self.yielded = 0
         self._epoch = 0
         self._resumed: tuple[int, int] | None = None
 
@@ -36,23 +39,18 @@ class ResumableLoader(DataLoader[Any]):
         sampler: Any = self.sampler
         resumed, self._resumed = self._resumed, None
         self._epoch = sampler.epoch
-        self._yielded = resumed[1] if resumed and resumed[0] == sampler.epoch else 0
-        sampler.skip = self._yielded
+        self.yielded = resumed[1] if resumed and resumed[0] == sampler.epoch else 0
+        sampler.skip = self.yielded
         for batch in super().__iter__():
-            self._yielded += 1  # before the batch is used: a checkpoint is written behind it
+            self.yielded += 1  # before the batch is used: a checkpoint is written behind it
             yield batch
-
-    @property
-    def yielded(self) -> int:
-        """Return the number of batches yielded in the current epoch."""
-        return self._yielded
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch, the number of batches yielded in it, and what all its batches are."""
         sampler: Any = self.sampler
         return {
             "epoch": self._epoch,
-            "yielded": self._yielded,
+            "yielded": self.yielded,
             "batches": len(self),
             "fingerprint": sampler.fingerprint(),
         }
@@ -71,10 +69,6 @@ class ResumableLoader(DataLoader[Any]):
                 "steps_per_execution, seed and number of devices it was trained with"
             )
         self._resumed = (state["epoch"], state["yielded"])
-
-    def put_back(self) -> None:
-        """Count the last batch as not yielded."""
-        self._yielded -= 1
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,18 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
         return {"random_states": gather([state.to_checkpoint()])}
 
     def put_batch_back(self) -> None:
-        """Make the checkpoint one of before the training batch in hand, which was not finished."""
+        """Make the checkpoint one of before the training batch in hand, which is not finished."""
         assert self.trainer is not None
         loader: Any = self.trainer.train_dataloader
-        loader.put_back()
+        loader.yielded -= 1
         self._goes_back = True
+
+    def take_batch_again(self) -> None:
+        """Go on with the batch that was put back."""
+        assert self.trainer is not None
+        loader: Any = self.trainer.train_dataloader
+        loader.yielded += 1
+        self._goes_back = False
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep this process's random state until the first batch of the resumed training.
@@ -119,6 +126,9 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
             if self._resumed_random_state is not None:
                 self._resumed_random_state.restore()
                 self._resumed_random_state = None
+                # Lightning counts one too many where it was interrupted behind a validation.
+                loop = self.trainer.fit_loop.epoch_loop
+                loop._batches_that_stepped = self.trainer.global_step  # noqa: SLF001
             self._random_state_before_batch = RandomState.now()
         return batch
 

@@ -70,7 +70,7 @@ class FailAt(Callback):
 
 
 class KeepEachLast(Callback):
-    """Before each step copy ``last.ckpt``, as a kill there would leave it.
+    """Behind each step copy ``last.ckpt``, as a kill there would leave it.
 
     Args:
         folder: of the copies, ``<steps taken>.ckpt``.
@@ -79,8 +79,8 @@ class KeepEachLast(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         if last.exists():

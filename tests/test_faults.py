@@ -78,7 +78,7 @@ def test_faulty_clips_are_skipped_up_to_a_limit(
     assert len(skipped) == 2  # each once, though read in every epoch
     assert "T-000.wav" in skipped[0]
     assert "T-002.wav" in skipped[1]
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
 
 
 # ------------------------------------------------------------------ numbers that are none
