@@ -39,6 +39,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._saved_at = 0.0
         self._saved_step = 0
         self._is_saved = True  # there is nothing yet
+        self._has_last = False
         self._step_before_batch = 0
         self._within_step = False
         self._validation_cut_off = False
@@ -142,9 +143,14 @@ class RunCheckpoint(ModelCheckpoint):
             or loop.batch_progress.current.completed % trainer.accumulate_grad_batches != 0
         )
 
+    @property
+    def _last_path(self) -> str:
+        return str(Path(self.dirpath or "") / "last.ckpt")
+
     def _save_last(self, trainer: Trainer) -> None:
         best_saved_step = self._last_global_step_saved
-        self._save_checkpoint(trainer, str(Path(self.dirpath or "") / "last.ckpt"))
+        self._has_last = True
+        self._save_checkpoint(trainer, self._last_path)
         self._last_global_step_saved = best_saved_step
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
@@ -161,6 +167,9 @@ class RunCheckpoint(ModelCheckpoint):
         for logger in trainer.loggers:  # a run that goes on here does not log it again
             logger.save()
         super()._save_checkpoint(trainer, filepath)
+        if not self._has_last:  # a run that is killed before the next batch has one to go on from
+            self._has_last = True
+            super()._save_checkpoint(trainer, self._last_path)
 
     def _describe_last(self) -> str:
         if not self._saved_step:
