@@ -71,10 +71,13 @@ class Interruption(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop behind this batch if asked to."""
-        self._agree(trainer)
+        """Stop behind this batch if asked to, unless gradients are being accumulated."""
+        if not trainer.fit_loop._should_accumulate():  # noqa: SLF001
+            self._agree(trainer)
 
     def _agree(self, trainer: Trainer) -> None:
+        if trainer.global_step == trainer.max_steps:
+            return  # Lightning would not take up what is left: a validation at most
         number = self._received
         if trainer.world_size > 1:
             ours = torch.tensor(number, device=trainer.strategy.root_device)

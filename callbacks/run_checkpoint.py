@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pytorch_lightning.loops.evaluation_loop import RestartStage
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from errors import UserError
@@ -55,8 +57,13 @@ class RunCheckpoint(ModelCheckpoint):
         """Begin with the validation that was cut off; Lightning would go on with the next epoch."""
         super().on_train_start(trainer, pl_module)
         self._saved_at = time.monotonic()
-        self._saved_step = trainer.global_step
+        self._step_before_batch = trainer.global_step
+        self._has_last = trainer.strategy.broadcast(Path(self._last_path).exists())
         self._is_saved = not self._validation_cut_off
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        if epochs.ready == epochs.processed:
+            # With max_steps Lightning would take the finished epoch for one to go on with.
+            trainer.fit_loop.epoch_loop.restarting = False
         if self._validation_cut_off:
             loop = trainer.fit_loop.epoch_loop.val_loop
             loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION  # noqa: SLF001
@@ -68,8 +75,6 @@ class RunCheckpoint(ModelCheckpoint):
     ) -> None:
         """Save ``last.ckpt`` if this is a new epoch, or the last one is old."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._step_before_batch = trainer.global_step
-        self._within_step = False
         if self._is_saved or self._should_skip(trainer):
             return
         if batch_idx % trainer.accumulate_grad_batches != 0:
@@ -89,6 +94,8 @@ class RunCheckpoint(ModelCheckpoint):
         """Note that the state is a new one."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._is_saved = False
+        self._within_step = False
+        self._step_before_batch = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save ``last.ckpt``."""
@@ -112,7 +119,7 @@ class RunCheckpoint(ModelCheckpoint):
             or find_broken(pl_module)
             or self._is_within_step(trainer)
         ):
-            rank_zero_info(f"Stopped within a step: {self._describe_last()}")
+            rank_zero_info(f"This state is none to go on from: {self._describe_last()}")
             return
         self._validation_cut_off = trainer.validating
         with batch_put_back(trainer):
@@ -167,14 +174,15 @@ class RunCheckpoint(ModelCheckpoint):
         for logger in trainer.loggers:  # a run that goes on here does not log it again
             logger.save()
         super()._save_checkpoint(trainer, filepath)
-        if not self._has_last:  # a run that is killed before the next batch has one to go on from
+        loop = trainer.fit_loop.epoch_loop
+        if not self._has_last and not loop._should_accumulate():  # noqa: SLF001 # a run that is killed before the next batch has one to go on from
             self._has_last = True
             super()._save_checkpoint(trainer, self._last_path)
 
     def _describe_last(self) -> str:
-        if not self._saved_step:
-            return "there is no last.ckpt of this run yet"
-        return f"last.ckpt is of step {self._saved_step}"
+        if not self._has_last:
+            return "there is no last.ckpt yet"
+        return f"last.ckpt is of step {self._saved_step or 'that it had before this start'}"
 
     def state_dict(self) -> dict[str, Any]:
         """Add whether training stopped within a validation."""
@@ -220,6 +228,8 @@ def batch_put_back(trainer: Trainer) -> Iterator[None]:
 
 
 def find_broken(module: LightningModule) -> str | None:
-    """Return the name of a parameter with a value that is not finite, or None."""
-    values = module.named_parameters()
+    """Return the name of a parameter, or of batch norm's means, that is not finite, or None."""
+    norms = [(n, m) for n, m in module.named_modules() if isinstance(m, _NormBase)]
+    statistics = ((f"{n}.{name}", b) for n, m in norms for name, b in m.named_buffers())
+    values = chain(module.named_parameters(), statistics)
     return next((name for name, value in values if not bool(value.isfinite().all())), None)

@@ -15,8 +15,8 @@ class ResumeSettings(Callback):
 
     PyTorch restores optimizers and schedules with their settings, whatever the command line says.
     Here an optimizer's new settings take the place of the old ones (a learning rate that a schedule
-    has changed, changes in proportion); another schedule is refused: nobody knows where in it the
-    run would be.
+    has changed, changes in proportion); another optimizer is refused, and so is another schedule:
+    nobody knows where in it the run would be.
     """
 
     def __init__(self) -> None:
@@ -25,10 +25,19 @@ class ResumeSettings(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the settings; nothing is restored yet."""
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        self._now = {f"optimizer {i}": plain(group) for i, group in enumerate(groups)}
+        self._now = {}
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                settings = plain(group)
+                # A schedule has changed lr already, and what it began with is initial_lr.
+                settings["lr"] = settings.pop("initial_lr", settings["lr"])
+                place = f"optimizer {len(self._now)}"
+                self._now[place] = {"class": type(optimizer).__name__, **settings}
         for i, config in enumerate(trainer.lr_scheduler_configs):
-            self._now[f"schedule {i}"] = plain(config.scheduler.state_dict())
+            settings = plain(config.scheduler.state_dict())
+            rates = {"base_lrs", "_last_lr"}  # the optimizer's
+            settings = {key: value for key, value in settings.items() if key not in rates}
+            self._now[f"schedule {i}"] = {"class": type(config.scheduler).__name__, **settings}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the settings, for the checkpoint."""
@@ -42,40 +51,53 @@ class ResumeSettings(Callback):
         """Let the command line's settings win.
 
         Raises:
-            UserError: if the schedule is another one.
+            UserError: if the optimizer or the schedule is another one.
         """
         before, self._before = self._before, {}
-        changes = [
-            (place, key, old, self._now[place].get(key))
-            for place, settings in before.items()
-            if place in self._now
-            for key, old in settings.items()
-            if old != self._now[place].get(key)
-        ]
+        if not before:
+            return
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        factors: dict[int, float] = {}
-        for place, key, old, new in changes:
+        for place in before | self._now:
+            old, new = before.get(place, {}), self._now.get(place, {})
             kind, number = place.split()
-            if kind == "optimizer" and key in {"lr", "initial_lr"}:
+            for key in old | new:
+                if old.get(key) == new.get(key):
+                    continue
+                if kind == "schedule" or key == "class":
+                    raise UserError(describe(kind, key, old.get(key), new.get(key)))
                 if key == "lr":
-                    factors[int(number)] = new / old
-            elif kind == "optimizer":
-                groups[int(number)][key] = new
-            elif key not in {"base_lrs", "_last_lr"}:  # the optimizer's
-                raise UserError(
-                    f"the checkpoint's learning-rate schedule has {key} {old}, this "
-                    f"configuration's {new}: give --lr_scheduler.init_args.{key}={old} to resume"
-                )
-            if kind == "optimizer" and key != "initial_lr":
-                rank_zero_info(f"{key} of the optimizer was {old} and is {new} from here on")
-        for i, factor in factors.items():
-            for key in {"lr", "initial_lr"} & groups[i].keys():
-                groups[i][key] *= factor
-        if factors:
-            for config in trainer.lr_scheduler_configs:
-                for name in ("base_lrs", "_last_lr"):
-                    rates = getattr(config.scheduler, name, [])
-                    rates[:] = [rate * factors.get(i, 1) for i, rate in enumerate(rates)]
+                    change_rate(trainer, int(number), old["lr"], new["lr"])
+                else:
+                    groups[int(number)][key] = new[key]
+                rank_zero_info(f"{key} of the optimizer was {old[key]} and is {new[key]} now")
+
+
+def describe(kind: str, key: str, old: Any, new: Any) -> str:
+    """Return why a run cannot be resumed."""
+    what = "optimizer" if kind == "optimizer" else "learning-rate schedule"
+    if key == "class":
+        return (
+            f"the run was trained with {f'the {what} {old}' if old else f'no {what}'}, this "
+            f"configuration has {new or 'none'}: resume with what it was trained with"
+        )
+    return (
+        f"the checkpoint's {what} has {key} {old}, this configuration's {new}: give "
+        f"--lr_scheduler.init_args.{key}={old} to resume"
+    )
+
+
+def change_rate(trainer: Trainer, number: int, old: float, new: float) -> None:
+    """Change the learning rate of a parameter group, and what its schedule makes of it."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    group = groups[number]
+    group["lr"] = group["lr"] * new / old if old else new
+    if "initial_lr" in group:
+        group["initial_lr"] = new
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        if hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs[number] = new
+            scheduler._last_lr[number] = group["lr"]  # noqa: SLF001
 
 
 def plain(settings: dict[str, Any]) -> Settings:

@@ -1,5 +1,6 @@
 """Averaging of weights over the training."""
 
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -23,3 +24,28 @@ class ExponentialWeightAverage(WeightAveraging):
             return averaged.lerp(current, 1 - min(decay, steps / (steps + 10)))
 
         super().__init__(avg_fn=average)
+        self._evaluates_average = False
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the average."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._evaluates_average = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the trained weights."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._evaluates_average = False
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the trained weights in their place, for the checkpoint of the interruption."""
+        if self._evaluates_average:
+            self.on_validation_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the trained weights: the last checkpoint, from which a run goes on, is to come."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End with the average."""
+        super().on_train_end(trainer, pl_module)

@@ -124,11 +124,8 @@ class SuiteCLI(LightningCLI):
         if name is None and self.subcommand != "fit":
             name = "best"  # without a checkpoint Lightning would judge random weights
         name = None if name == "none" else name
-        if (
-            name is None
-            and self.run.holds_run()
-            and int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        ):
+        requeued = self.subcommand == "fit" and int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if requeued and (self.run.checkpoints / "last.ckpt").exists():
             rank_zero_info(f"SLURM has started this job again: {self.run.path} goes on")
             name = "last"
         if name is None and self.subcommand == "fit":
@@ -247,8 +244,9 @@ def shorten(message: str) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory was asked for that is not there, on a GPU or a CPU."""
+    texts = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
 def read_global_step(checkpoint: Path) -> int:

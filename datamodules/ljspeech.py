@@ -45,7 +45,8 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
         predict_paths: WAV or FLAC files, or folders searched for them, to transcribe with
             ``predict``; without any, the test clips.
         max_faulty_clips: most clips that are skipped, and reported, because they are missing or
-            cannot be read; one more stops the run. With several processes, of each.
+            cannot be read; one more stops the run, and so does a batch of which none can be read.
+            With several processes, of each.
         num_workers: processes that read clips; None means none where there is no GPU, because
             reading costs little beside a model on the same cores, and up to 8 where there is one.
         seed: of the shuffling.
@@ -189,9 +190,10 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
 
     def on_before_batch_transfer(self, batch: SpeechBatch, dataloader_idx: int) -> SpeechBatch:
         """Count what the readers have skipped."""
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
         for fault in batch.faults:
             self.count_fault(fault)
-        return super().on_before_batch_transfer(batch, dataloader_idx)
+        return batch
 
     def _predicts_files(self) -> bool:
         predicting = self.trainer is not None and self.trainer.state.fn == TrainerFn.PREDICTING

@@ -19,6 +19,8 @@ from datamodules.splits import SplitDataModule
 from errors import UserError
 
 SPLITS = ("train", "val", "test")
+EVALUATION_BATCH = 512
+"""Images in a batch that needs no gradients, which is faster the larger it is."""
 MOST_COMPRESSED = 100
 """Bytes that a byte of an array above `SMALL` may unpack to; scans' reach 1.4."""
 SMALL = 2**26
@@ -246,8 +248,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
     def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
         """Return the batches of a split."""
         if not shuffle:
-            # Without gradients a batch may be large, and is much faster so.
-            size = max(self.batch_size, 512)
+            size = max(self.batch_size, EVALUATION_BATCH)
             return self.load_from_memory(split, size, shuffle=False, seed=self.seed)
         return self.load_from_memory(
             split,

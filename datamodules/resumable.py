@@ -1,6 +1,7 @@
 """A training run that is resumed sees the batches and the random numbers it would have seen."""
 
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,17 +30,18 @@ class ResumableLoader(DataLoader[Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["generator"] = torch.Generator()
+        kwargs["worker_init_fn"] = ignore_signals
         super().__init__(*args, **kwargs)
         self.yielded = 0
         self._epoch = 0
-        self._resumed: tuple[int, int] | None = None
+        self._resumed = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: it begins at the first batch, when Lightning has told the sampler the epoch.
         sampler: Any = self.sampler
-        resumed, self._resumed = self._resumed, None
+        goes_on, self._resumed = self._resumed and self._epoch == sampler.epoch, False
         self._epoch = sampler.epoch
-        self.yielded = resumed[1] if resumed and resumed[0] == sampler.epoch else 0
+        self.yielded = self.yielded if goes_on else 0
         sampler.skip = self.yielded
         for batch in super().__iter__():
             self.yielded += 1  # before the batch is used: a checkpoint is written behind it
@@ -62,13 +64,23 @@ class ResumableLoader(DataLoader[Any]):
             UserError: if the epochs are cut into other batches now.
         """
         now = self.state_dict()
-        if state["batches"] != now["batches"] or state["fingerprint"] != now["fingerprint"]:
+        if state["batches"] != now["batches"] or state.get("fingerprint") != now["fingerprint"]:
             raise UserError(
                 f"the checkpoint's epochs have {state['batches']} batches, this configuration's "
                 f"{now['batches']}, and they are not the same: resume with the data, batch_size, "
                 "steps_per_execution, seed and number of devices it was trained with"
             )
-        self._resumed = (state["epoch"], state["yielded"])
+        self._epoch, self.yielded = state["epoch"], state["yielded"]
+        self._resumed = True
+
+
+def ignore_signals(worker: int) -> None:  # noqa: ARG001 # a DataLoader calls it so
+    """Leave signals, which may go to all processes of a job, to the one that trains.
+
+    Workers end when it ends.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)
@@ -121,4 +133,5 @@ class RandomState:
             "has_gauss": state["numpy"]["has_gauss"],
             "gauss": state["numpy"]["gauss"],
         }
-        return cls(state["torch"], (version, tuple(internal), gauss), numpy_state, state["cuda"])
+        python = (version, tuple(internal), gauss)
+        return cls(state["torch"], python, numpy_state, state.get("cuda"))

@@ -183,7 +183,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
             except UserError as error:
                 faults.append(str(error))
                 if len(faults) == len(indices):
-                    raise  # no batch is left
+                    raise UserError(f"{error}, nor any other clip of its batch") from error
                 continue
             read.append(i)
             tokens.append(torch.tensor(self.vocabulary.encode(clip.text)))

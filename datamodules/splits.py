@@ -76,7 +76,8 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random generators of every process, for the checkpoint."""
-        state = RandomState.now()
+        # Until the first batch of a resumed training the restored state is only kept.
+        state = self._resumed_random_state or RandomState.now()
         if self._goes_back:
             assert self._random_state_before_batch is not None
             state = self._random_state_before_batch

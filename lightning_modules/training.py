@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from datamodules.gathering import gather
 from datamodules.splits import SplitDataModule
@@ -28,6 +30,7 @@ class TrainingModule(LightningModule):
         self._sums: dict[str, Tensor | float] = {}
         self._weight: Tensor | float = 0.0
         self._behind_last_batch: tuple[dict[str, Tensor | float], Tensor | float] = ({}, 0.0)
+        self._statistics: list[tuple[Tensor, Tensor]] = []
 
     def add_losses(self, losses: Mapping[str, Tensor | float], weight: Tensor | float) -> None:
         """Add the mean losses of a batch to the epoch's.
@@ -41,13 +44,22 @@ class TrainingModule(LightningModule):
             self._sums[name] = self._sums.get(name, 0.0) + loss * weight
         self._weight = self._weight + weight
 
+    def on_train_start(self) -> None:
+        """Note the state of before the first batch."""
+        buffers = [b for m in self.modules() if isinstance(m, _NormBase) for b in m.buffers()]
+        self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note the sums of the batches that are finished."""
+        """Note what the next batch changes before its optimizer step: sums, batch norm's means."""
         self._behind_last_batch = (dict(self._sums), self._weight)
+        for buffer, before in self._statistics:
+            before.copy_(buffer)
 
     def put_batch_back(self) -> None:
-        """Take back what was added for a batch that was not finished."""
+        """Take back what a batch that was not finished has changed."""
         self._sums, self._weight = self._behind_last_batch
+        for buffer, before in self._statistics:
+            buffer.copy_(before)
 
     def check_loss(self, loss: Tensor, batch: Any) -> float:
         """Return a step's loss; if in one of the processes it is not finite, stop all of them.
@@ -71,13 +83,12 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the sums of the losses so far in each process."""
         sums = {name: float(total) for name, total in self._sums.items()}
-        checkpoint["epoch_losses"] = gather([(sums, float(self._weight))])
+        checkpoint["loss_sums"] = gather([(sums, float(self._weight))])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up: a run that is resumed in the middle of an epoch does not start that one."""
-        losses = checkpoint.get("epoch_losses", [])
-        if len(losses) == self.trainer.world_size:
-            self._sums, self._weight = losses[self.global_rank]
+        if self.trainer.state.fn == TrainerFn.FITTING and "loss_sums" in checkpoint:
+            self._sums, self._weight = checkpoint["loss_sums"][self.global_rank]
             self._behind_last_batch = (dict(self._sums), self._weight)
 
     def on_train_epoch_start(self) -> None:

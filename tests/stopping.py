@@ -32,18 +32,43 @@ class StopAt(Callback):
 
     Args:
         batch: training batches finished when the signal comes.
+        validation_batch: number of the validation batch behind which it comes; None for behind the
+            training batch.
         signal_number: which.
         rank: of several processes, the one that gets it.
     """
 
-    def __init__(self, batch: int, signal_number: int = int(signal.SIGTERM), rank: int = 0) -> None:
+    def __init__(
+        self,
+        batch: int,
+        validation_batch: int | None = None,
+        signal_number: int = int(signal.SIGTERM),
+        rank: int = 0,
+    ) -> None:
         self.batch = batch
+        self.validation_batch = validation_batch
         self.signal_number = signal_number
         self.rank = rank
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self.validation_batch is None:
+            self._stop(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == self.validation_batch:
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
         batches = trainer.fit_loop.total_batch_idx + 1
         if batches == self.batch and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.signal_number)

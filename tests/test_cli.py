@@ -132,6 +132,7 @@ def start(args: list[str], runs: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
 
 
@@ -151,6 +152,8 @@ def test_an_interrupted_run_goes_on_in_its_directory(
     if devices > 1:
         small += [f"--trainer.devices={devices}", "--trainer.strategy=ddp"]
         small += ["--trainer.accelerator=cpu", "--data.init_args.batch_size=4"]
+    else:
+        small += ["--data.init_args.num_workers=1"]
     process = start([*small, "--trainer.max_epochs=100000"], tmp_path / "runs")
     run = tmp_path / "runs" / "run"
     best = run / "checkpoints" / "best.ckpt"
@@ -159,7 +162,10 @@ def test_an_interrupted_run_goes_on_in_its_directory(
             break
         time.sleep(0.1)
     time.sleep(0.5)
-    process.send_signal(how)
+    if devices > 1:
+        process.send_signal(how)
+    else:
+        os.killpg(process.pid, how)  # loader workers too, as terminals and schedulers do
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + how, output
     for noise in ("Traceback", "Tip:", "litlogger", "LeafSpec", "deprecated"):
