@@ -236,7 +236,7 @@ def test_gradients_that_are_accumulated_are_not_lost(
     whole, logged = final_state(run), curves(run)
     assert whole["global_step"] == 4  # of three batches and of one, in each epoch
     run.rename(tmp_path / "whole run")
-    for batch in range(1, 9):
+    for batch in (1, 3, 4, 6):
         with pytest.raises(SystemExit):
             run_cli("fit", *experiment, *stop_at(batch))
         run_cli("fit", *experiment, "--ckpt_path=last")

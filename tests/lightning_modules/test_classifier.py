@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +10,8 @@ import yaml
 from sklearn.metrics import recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import CONFIGS, ROOT
+from tests.conftest import CONFIGS
+from tests.processes import run_together
 
 
 def arguments(name: str, retinas: Path) -> list[str]:
@@ -151,13 +149,10 @@ def test_two_processes_train_and_score_as_one(
     alone = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
     weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     run.rename(tmp_path / "alone")
-    for stage in ("fit", "test"):
-        command = [sys.executable, "cli.py", stage, *args, "--data.init_args.batch_size=10"]
-        command += ["--trainer.default_root_dir", str(run.parent), "--experiment", "run"]
-        command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
-        subprocess.run(
-            command, cwd=ROOT, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+    shared = [*args, "--data.init_args.batch_size=10", "--experiment=run"]
+    shared += [f"--trainer.default_root_dir={run.parent}", "--trainer.accelerator=cpu"]
+    shared += ["--trainer.strategy=ddp", "--trainer.devices=2"]
+    assert run_together([["fit", *shared], ["test", *shared]], tmp_path) == [[0, 0], [0, 0]]
     together = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
     assert together == pytest.approx(alone, rel=1e-3)
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
