@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,22 +163,23 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
                 raise UserError(f"{source}: the transcript {text!r} has no known character")
             kept = text[: self.max_characters]
             try:
-                clips.append(inspect_clip(id, path, self.sample_rate, source, kept))
+                clip = inspect_clip(id, path, self.sample_rate, source, kept)
             except UserError as error:
-                self.count_fault(str(error))
-        if not clips:
-            raise UserError(f"{self.root} has no readable clip for {split}")
+                # It keeps its place: a run that began with it goes on with the same batches.
+                clip = Clip(id, path, source, 0, kept)
+                self.count_fault(clip, str(error))
+            clips.append(clip)
         return clips
 
-    def count_fault(self, fault: str) -> None:
+    def count_fault(self, clip: Clip, fault: str) -> None:
         """Report a clip that is skipped.
 
         Raises:
             UserError: if it is one too many.
         """
-        if fault in self.faults:
+        if clip.name in self.faults:
             return
-        self.faults.add(fault)
+        self.faults.add(clip.name)
         if len(self.faults) > self.max_faulty_clips:
             raise UserError(
                 f"{fault}; --data.init_args.max_faulty_clips={self.max_faulty_clips} is how many "
@@ -188,11 +190,27 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
             stacklevel=2,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Add the training clips' lengths, which decide their batches."""
+        lengths = torch.tensor([clip.samples for clip in self.datasets["train"].clips])
+        return {**super().state_dict(), "samples": lengths}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the lengths of clips that cannot be read any more."""
+        super().load_state_dict(state)
+        train = self.datasets.get("train")
+        if train is not None and len(train) == len(state["samples"]):
+            lengths = state["samples"].tolist()
+            train.clips = [
+                clip if clip.samples else replace(clip, samples=samples)
+                for clip, samples in zip(train.clips, lengths, strict=True)
+            ]
+
     def on_before_batch_transfer(self, batch: SpeechBatch, dataloader_idx: int) -> SpeechBatch:
         """Count what the readers have skipped."""
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
-        for fault in batch.faults:
-            self.count_fault(fault)
+        for place, fault in batch.faults:
+            self.count_fault(self.datasets[self.split_in_hand].clips[place], fault)
         return batch
 
     def _predicts_files(self) -> bool:

@@ -32,7 +32,7 @@ class Clip:
         id: its name.
         path: its WAV or FLAC file.
         source: where it was asked for, for messages: a line of ``metadata.csv``, or "".
-        samples: its length at the data module's sample rate.
+        samples: its length at the data module's sample rate; 0 where it could not be read.
         text: its transcript; "" where there is none.
     """
 
@@ -137,7 +137,7 @@ class SpeechBatch(NamedTuple):
         lengths: (batch,) in samples.
         tokens: (batch, tokens) start, characters, stop, then padding.
         token_lengths: (batch,) with start and stop.
-        faults: what was wrong with clips that are not in the batch for it.
+        faults: clips that are not in the batch because they cannot be read: place and reason.
     """
 
     indices: Tensor
@@ -145,7 +145,7 @@ class SpeechBatch(NamedTuple):
     lengths: Tensor
     tokens: Tensor
     token_lengths: Tensor
-    faults: tuple[str, ...] = ()
+    faults: tuple[tuple[int, str], ...] = ()
 
     def target_count(self) -> Tensor:
         """Return the number of tokens to be predicted: all but the start."""
@@ -181,7 +181,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
             try:
                 waveforms.append(read_clip(clip, self.sample_rate))
             except UserError as error:
-                faults.append(str(error))
+                faults.append((i, str(error)))
                 if len(faults) == len(indices):
                     raise UserError(f"{error}, nor any other clip of its batch") from error
                 continue

@@ -6,16 +6,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = 2
 
 
-def run_together(commands: list[list[str]], folder: Path) -> list[list[int]]:
+def run_together(commands: list[list[str]], folder: Path) -> list[list[Any]]:
     """Run command lines in processes of their own, without starting them anew for each.
 
     Returns:
-        For each process the exit statuses; 0 where the command line ended by itself.
+        For each process the exit statuses, or messages; 0 where the command line ended by itself.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -51,13 +52,13 @@ def main() -> None:
     import cli
 
     job = Path(sys.argv[1])
-    exits = []
+    exits: list[Any] = []
     for args in json.loads(job.read_text()):
         try:
             cli.main(args)
             exits.append(0)
         except SystemExit as stopped:
-            exits.append(stopped.code if isinstance(stopped.code, int) else 1)
+            exits.append(stopped.code)
     Path(f"{job}.{os.environ['LOCAL_RANK']}").write_text(json.dumps(exits))
 
 

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 import cli
-from tests.conftest import CONFIGS, ROOT
+from tests.conftest import CONFIGS, ROOT, SAMPLE_RATE, write_corpus
 from tests.processes import run_together
 from tests.stopping import FaultError, Payload
 
@@ -63,7 +65,7 @@ def arguments(task: str, small: list[str], retinas: Path) -> list[str]:
         network = "--model.init_args.network.init_args"
         args += [f"{network}.widths=[4,8]", f"{network}.blocks=1"]
     elif task == "scratch":
-        args = image_arguments("mlp_scratch", retinas)
+        args = image_arguments("mlp_scratch", retinas, "--data.init_args.batch_size=30")
     else:
         steps = 2 if "two" in task else 1
         args = image_arguments("cnn", retinas, f"--data.init_args.steps_per_execution={steps}")
@@ -214,7 +216,7 @@ def test_a_run_that_fails_within_a_step_goes_on_before_it(
         ("on_before_optimizer_step", 2),
         ("on_train_batch_end", 2),  # behind the step
         ("on_validation_start", 4),
-    )[:: 3 if task == "scratch" else 1]:
+    )[:: 4 if task == "scratch" else 1]:
         with contextlib.suppress(FaultError):
             run_cli("fit", *experiment, *fail_at(hook, step))
         last = run / "checkpoints" / "last.ckpt"
@@ -263,7 +265,7 @@ def test_the_same_seed_twice_gives_the_same_losses(
 
 
 def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
-    small: list[str], retinas: Path, tmp_path: Path
+    small: list[str], retinas: Path, tmp_path: Path, fail_cli: Callable[..., str]
 ) -> None:
     """Either of them may be the one that is asked to stop."""
     together = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
@@ -289,9 +291,17 @@ def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
         for task in scored
     ]
     shared = [[*test, "--trainer.strategy=ddp", "--trainer.devices=2"] for test in tests]
-    statuses = run_together(commands + shared, tmp_path)
+    poisoned = write_corpus(tmp_path / "poisoned", 40)
+    silence = np.full(20_000, np.nan, np.float32)
+    soundfile.write(poisoned / "wavs" / "T-007.wav", silence, SAMPLE_RATE, subtype="FLOAT")
+    fails = ["fit", *arguments("recognizer", small, retinas), *together, "--experiment=poisoned"]
+    fails += [f"--data.init_args.root={poisoned}"]
+    statuses = run_together([*commands, *shared, fails], tmp_path)
+    assert set(statuses[1]) == {0}  # the first process reports what stops both
+    message = statuses[0].pop()
+    assert message.startswith("error: the loss of step ")
+    assert "T-007" in message
     assert statuses[0] == [0, 143, 0, 143, 0] * len(tasks) + [0] * len(scored)
-    assert set(statuses[1]) == {0}  # the first process reports it
     for task in tasks:
         whole = tmp_path / f"{task} whole"
         for name in ("first stopped", "second stopped"):
@@ -311,6 +321,9 @@ def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
         together = json.loads(record.read_text())["metrics"]
         cli.main(test)
         assert together == pytest.approx(json.loads(record.read_text())["metrics"], rel=1e-4)
+    last = tmp_path / "recognizer whole" / "checkpoints" / "last.ckpt"
+    message = fail_cli("fit", *arguments("recognizer", small, retinas), f"--ckpt_path={last}")
+    assert "written by 2 processes and cannot be resumed exactly by 1" in message
 
 
 def test_a_longer_training_goes_on_unless_its_schedule_would_jump(

@@ -115,6 +115,7 @@ def test_every_sweep_of_the_suite_searches_keys_that_exist() -> None:
     assert counts["octmnist_mlp_search"] == 4
 
 
+@pytest.mark.slow
 def test_a_killed_sweeps_fit_goes_on_and_is_not_run_twice(retinas: Path, tmp_path: Path) -> None:
     args = write_sweep(tmp_path, retinas, "0.01, 0.1")
     args += ["--trainer.max_epochs=40"]
@@ -134,7 +135,7 @@ def test_a_killed_sweeps_fit_goes_on_and_is_not_run_twice(retinas: Path, tmp_pat
 
 
 def test_an_interrupted_sweep_goes_on_and_its_run_resumes(retinas: Path, tmp_path: Path) -> None:
-    args = write_sweep(tmp_path, retinas, "0.01, 0.1")
+    args = write_sweep(tmp_path, retinas, "0.01")
     long = [*args, "--trainer.max_epochs=100000"]
     process = subprocess.Popen([sys.executable, "cli.py", *long], cwd=ROOT)
     runs = tmp_path / "runs" / "rates"
@@ -145,6 +146,6 @@ def test_an_interrupted_sweep_goes_on_and_its_run_resumes(retinas: Path, tmp_pat
     epoch = torch.load(last, weights_only=True)["epoch"]
     cli.main([*args, f"--trainer.max_epochs={epoch + 2}"])
     done = [trial for trial in trials_of(tmp_path) if trial.value is not None]
-    assert sorted(trial.params["optimizer.init_args.lr"] for trial in done) == [0.01, 0.1]
+    assert sorted(trial.params["optimizer.init_args.lr"] for trial in done) == [0.01]
     log = last.parent.parent.with_suffix(last.parent.parent.suffix + ".log").read_text()
     assert "Restored all states from the checkpoint" in log
