@@ -48,11 +48,16 @@ class ImageBatch(NamedTuple):
     labels: Tensor
     sizes: tuple[int, ...]
 
-    def steps(self) -> Iterator["ImageBatch"]:
-        """Return the batch of each optimizer step."""
-        parts = (x.split(self.sizes) for x in (self.indices, self.images, self.labels))
-        for indices, images, labels in zip(*parts, strict=True):
-            yield ImageBatch(indices, images, labels, (len(labels),))
+    def steps(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return images and labels of each optimizer step."""
+        return zip(self.images.split(self.sizes), self.labels.split(self.sizes), strict=True)
+
+    def step(self, number: int) -> "ImageBatch":
+        """Return the batch of one optimizer step."""
+        start = sum(self.sizes[:number])
+        part = slice(start, start + self.sizes[number])
+        size = (self.sizes[number],)
+        return ImageBatch(self.indices[part], self.images[part], self.labels[part], size)
 
 
 class ImageDataset(Dataset[ImageBatch]):

@@ -1,7 +1,9 @@
 """Image classification: what every classifier measures, and the one that autograd trains."""
 
+import math
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
@@ -144,33 +146,51 @@ class ImageClassifier(Classifier):
                 "--data.init_args.steps_per_execution=1"
             )
 
-    def _loss(self, batch: ImageBatch) -> Tensor:
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the training loss of one step."""
-        logits = self.network(batch.images)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        self.add_losses({"loss": self.check_loss(loss, batch)}, len(batch.labels))
-        return loss
+        logits = self.network(images)
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def training_step(self, batch: ImageBatch) -> Tensor | None:
         """Return the loss; or take the batch's steps, each as the trainer would."""
         if self.automatic_optimization:
-            return self._loss(batch)
+            loss = self._loss(batch.images, batch.labels)
+            self.add_losses({"loss": self.check_loss(loss, batch)}, len(batch.labels))
+            return loss
+        first_step = self.global_step
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         backward, step = self.manual_backward, optimizer.step  # type: ignore[union-attr]
         if self._needs_no_trainer():
             backward, step = Tensor.backward, self._step_uncalled
-        for part in batch.steps():
+        losses = []
+        for images, labels in batch.steps():
             optimizer.zero_grad()  # type: ignore[union-attr]
-            backward(self._loss(part))
+            loss = self._loss(images, labels)
+            losses.append(loss.detach())
+            backward(loss)
             step()
             if schedule is not None:
                 schedule.step()  # type: ignore[union-attr]
             if self.trainer.global_step == self.trainer.max_steps:
                 break
+        self._add_losses_of_steps(losses, batch, first_step)
         # What is logged is logged at this count, which the trainer raises by one for each batch.
         epoch_loop = self.trainer.fit_loop.epoch_loop
         epoch_loop._batches_that_stepped = self.trainer.global_step - 1  # noqa: SLF001
         return None
+
+    def _add_losses_of_steps(
+        self, losses: list[Tensor], batch: ImageBatch, first_step: int
+    ) -> None:
+        # All together, so that a GPU need not be waited for in each step. Of an execution with a
+        # loss that is not finite nothing is saved.
+        values = torch.stack(losses).tolist()
+        broken = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+        at = broken or 0
+        self.check_finite(broken is None, first_step + at, values[at], batch.step(at))
+        sizes = batch.sizes[: len(values)]
+        total = sum(value * size for value, size in zip(values, sizes, strict=True))
+        self.add_losses({"loss": total / sum(sizes)}, sum(sizes))
 
     def _needs_no_trainer(self) -> bool:
         """Return whether the trainer's backward and step are torch's own and hooks.

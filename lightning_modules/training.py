@@ -15,7 +15,7 @@ from errors import UserError
 
 
 class NonFiniteLossError(UserError):
-    """The loss of a step is NaN or infinite; raised by all processes, before the step."""
+    """The loss of a step is NaN or infinite; raised by all processes."""
 
 
 class TrainingModule(LightningModule):
@@ -62,22 +62,31 @@ class TrainingModule(LightningModule):
             buffer.copy_(before)
 
     def check_loss(self, loss: Tensor, batch: Any) -> float:
-        """Return a step's loss; if in one of the processes it is not finite, stop all of them.
+        """Return the loss of the step that is to come; if it is not finite in a process, stop all.
 
         Raises:
             NonFiniteLossError: then; names the batch.
         """
         value = float(loss.detach())
-        finite = math.isfinite(value)
+        self.check_finite(math.isfinite(value), self.global_step, value, batch)
+        return value
+
+    def check_finite(self, finite: bool, step: int, value: float, batch: Any) -> None:
+        """Stop all processes if in one of them the loss of a step is not finite.
+
+        Raises:
+            NonFiniteLossError: then; names step and batch.
+        """
+        ours = finite
         if self.trainer.world_size > 1:
             finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
-            return value
+            return
         data: SplitDataModule[Any] = self.trainer.datamodule  # type: ignore[attr-defined]
-        ours = [] if math.isfinite(value) else [f"{value} on {data.describe(batch)}"]
+        found = gather([] if ours else [f"{value} on {data.describe(batch)}"])
         raise NonFiniteLossError(
-            f"the loss of step {self.global_step} is {' and '.join(gather(ours))}: look at them, "
-            "lower the learning rate, or set --trainer.gradient_clip_val"
+            f"the loss of step {step} is {' and '.join(found)}: look at them, lower the learning "
+            "rate, or set --trainer.gradient_clip_val"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
