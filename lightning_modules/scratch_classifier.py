@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from datamodules.medmnist import ImageBatch
-from errors import UserError
 from lightning_modules.classifier import Classifier
 from networks.scratch import ScratchNetwork
 
@@ -16,7 +15,9 @@ class ScratchClassifier(Classifier):
     """Hand a numpy network its examples in the data module's order; no autograd, CPU only.
 
     The network updates itself after every single example; a batch is only how many it is handed
-    at once. Its parameters are in the checkpoint.
+    at once. Its parameters are in the checkpoint. With several processes each learns from its share
+    of a batch, and behind it their parameters are averaged: iterative parameter mixing (McDonald,
+    Hall and Mann 2010), which is another training than that of one process.
 
     Args:
         network: a classifier with hand-written updates.
@@ -30,23 +31,11 @@ class ScratchClassifier(Classifier):
         # Tensors over the arrays' own memory: what the network changes is what is saved.
         self.parameters_ = nn.ParameterDict(
             {
-                name: nn.Parameter(torch.from_numpy(array), requires_grad=False)
+                # They get no gradients, but DistributedDataParallel wants some that could.
+                name: nn.Parameter(torch.from_numpy(array))
                 for name, array in network.parameters.items()
             }
         )
-
-    def setup(self, stage: str) -> None:
-        """Check that one process trains.
-
-        Raises:
-            UserError: if the data are not images, or there are several processes.
-        """
-        super().setup(stage)
-        if stage == "fit" and self.trainer.world_size > 1:
-            raise UserError(
-                f"{type(self.network).__name__} learns from one example after another, which "
-                "several processes cannot share: use --trainer.devices=1"
-            )
 
     @property
     def parameter_count(self) -> int:
@@ -66,6 +55,10 @@ class ScratchClassifier(Classifier):
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.increment_ready()
         losses = self.network.update(to_rows(batch.images), batch.labels.numpy())
+        if self.trainer.world_size > 1:
+            for parameter in self.parameters_.values():
+                mean = self.trainer.strategy.reduce(parameter.detach().clone(), reduce_op="mean")
+                parameter.detach().copy_(mean)
         loss = torch.tensor(losses.mean())
         self.add_losses({"loss": self.check_loss(loss, batch)}, len(losses))
         progress.increment_completed()

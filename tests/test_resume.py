@@ -19,6 +19,7 @@ import soundfile
 import torch
 
 import cli
+from networks.scratch import MultiLayerPerceptron
 from tests.conftest import CONFIGS, ROOT, SAMPLE_RATE, write_corpus
 from tests.processes import run_together
 from tests.stopping import FaultError, Payload
@@ -271,10 +272,10 @@ def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
     together = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
     together += [f"--trainer.default_root_dir={tmp_path}"]
     commands = []
-    tasks = ("recognizer", "cnn, two steps at once", "best", "boolean")
+    tasks = ("recognizer", "cnn, two steps at once", "best", "boolean", "scratch")
     for task in tasks:
         experiment = ["fit", *arguments(task, small, retinas), *together]
-        first = 3 if task == "best" else 1  # of 8 batches, or of 4
+        first = 3 if task == "best" else 1  # of the 2 to 8 batches
         for name, stop in (
             ("whole", []),
             ("first stopped", stop_at(first, rank=0)),
@@ -321,9 +322,32 @@ def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
         together = json.loads(record.read_text())["metrics"]
         cli.main(test)
         assert together == pytest.approx(json.loads(record.read_text())["metrics"], rel=1e-4)
+    check_mixing(tmp_path / "scratch whole", retinas)
     last = tmp_path / "recognizer whole" / "checkpoints" / "last.ckpt"
     message = fail_cli("fit", *arguments("recognizer", small, retinas), f"--ckpt_path={last}")
     assert "written by 2 processes and cannot be resumed exactly by 1" in message
+
+
+def check_mixing(run: Path, retinas: Path) -> None:
+    """Two processes by hand: each learns from its share, then their parameters are averaged."""
+    arrays = np.load(retinas)
+    images = arrays["train_images"].reshape(200, -1) / 256
+    labels = arrays["train_labels"][:, 0].astype(np.int64)
+    files = [run.with_name(f"{run.name}.txt.{rank}") for rank in range(2)]
+    streams = [file.read_text().splitlines() for file in files]
+    networks = [MultiLayerPerceptron(), MultiLayerPerceptron()]
+    for lines in zip(*streams, strict=True):
+        for network, line in zip(networks, lines, strict=True):
+            indices = json.loads(line.partition(" ")[2])
+            network.update(images[indices], labels[indices])
+        for name in networks[0].parameters:
+            mean = sum(network.parameters[name] for network in networks) / 2
+            for network in networks:
+                network.parameters[name][:] = mean
+    found = final_state(run)["state_dict"]
+    for name, value in networks[0].parameters.items():
+        expected = torch.from_numpy(value)
+        torch.testing.assert_close(found[f"parameters_.{name}"], expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_longer_training_goes_on_unless_its_schedule_would_jump(

@@ -176,12 +176,3 @@ def test_mirrored_images_have_the_same_probabilities(
             found[mirror, file.stem] = predicted(run)
     np.testing.assert_allclose(found["true", "retinas"], found["true", "mirrored"], atol=2e-6)
     assert abs(found["false", "retinas"] - found["false", "mirrored"]).max() > 1e-3
-
-
-def test_what_learns_from_single_examples_refuses_several_processes(
-    retinas: Path, fail_cli: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pytorch_lightning.Trainer.world_size", 2)
-    message = fail_cli("fit", *arguments("perceptron", retinas))
-    assert "Perceptron learns from one example after another" in message
-    assert "--trainer.devices=1" in message
