@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader
 
 from errors import UserError
 
+GRACE = 30
+"""Seconds that a loader's worker goes on for behind a SIGTERM."""
+
 
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that knows how many batches of which epoch it has yielded.
@@ -30,7 +33,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["generator"] = torch.Generator()
-        kwargs["worker_init_fn"] = ignore_signals
+        kwargs["worker_init_fn"] = outlive_signals
         super().__init__(*args, **kwargs)
         self.yielded = 0
         self._epoch = 0
@@ -74,13 +77,15 @@ class ResumableLoader(DataLoader[Any]):
         self._resumed = True
 
 
-def ignore_signals(worker: int) -> None:  # noqa: ARG001 # a DataLoader calls it so
-    """Leave signals, which may go to all processes of a job, to the one that trains.
+def outlive_signals(worker: int) -> None:  # noqa: ARG001 # a DataLoader calls it so
+    """Let a worker survive the signals that stop training, until the batch in hand is done.
 
-    Workers end when it ends.
+    They may go to all processes of a job, and a worker that dies takes training with it. SIGTERM
+    is also what ends the workers that are left when Python exits: so it does after `GRACE` seconds.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 @dataclass(frozen=True)
