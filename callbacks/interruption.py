@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 
 from errors import UserError
 
@@ -58,9 +58,8 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop behind this batch if asked to, unless gradients are being accumulated."""
-        if not trainer.fit_loop._should_accumulate():  # noqa: SLF001
-            self._agree(trainer)
+        """Stop behind this batch if asked to."""
+        self._agree(trainer)
 
     def on_validation_batch_end(
         self,
@@ -71,11 +70,12 @@ class Interruption(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop behind this batch if asked to, unless gradients are being accumulated."""
-        if not trainer.fit_loop._should_accumulate():  # noqa: SLF001
-            self._agree(trainer)
+        """Stop behind this batch if asked to."""
+        self._agree(trainer)
 
     def _agree(self, trainer: Trainer) -> None:
+        if trainer.fit_loop._should_accumulate():  # noqa: SLF001
+            return  # gradients that are being accumulated are not in a checkpoint
         if trainer.global_step == trainer.max_steps:
             return  # Lightning would not take up what is left: a validation at most
         number = self._received
@@ -104,4 +104,4 @@ class Interruption(Callback):
                     f"SLURM did not requeue job {job} ({error}): submit it again with "
                     "--ckpt_path last"
                 ) from error
-            rank_zero_warn(f"SLURM starts job {job} again; it goes on from last.ckpt")
+            rank_zero_info(f"SLURM starts job {job} again; it goes on from last.ckpt")

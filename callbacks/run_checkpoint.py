@@ -174,8 +174,9 @@ class RunCheckpoint(ModelCheckpoint):
         for logger in trainer.loggers:  # a run that goes on here does not log it again
             logger.save()
         super()._save_checkpoint(trainer, filepath)
-        loop = trainer.fit_loop.epoch_loop
-        if not self._has_last and not loop._should_accumulate():  # noqa: SLF001 # a run that is killed before the next batch has one to go on from
+        accumulates = trainer.fit_loop._should_accumulate()  # noqa: SLF001
+        if not self._has_last and not accumulates:
+            # A run that is killed before the next batch has one to go on from.
             self._has_last = True
             super()._save_checkpoint(trainer, self._last_path)
 

@@ -24,7 +24,7 @@ from errors import UserError
 ARCHIVE_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 ARCHIVE_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
 LONGEST_LINE = 100_000
-"""Characters of a line of metadata.csv, a hundred times LJ Speech's longest."""
+"""Characters of a line of metadata.csv; LJ Speech's longest has fewer than 400."""
 AUDIO_SUFFIXES = {".wav", ".flac"}
 
 
@@ -303,14 +303,16 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Return a text file's lines without their ends; a file of one endless line is not read whole.
+    """Return a text file's lines without their ends, and without blank lines at its end.
+
+    A file of one endless line is not read whole.
 
     Raises:
         UserError: if the file is missing, is not UTF-8, or has a line of more than `LONGEST_LINE`.
     """
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            number = 0
+        with path.open(encoding="utf-8") as file:
+            number = blank = 0
             while line := file.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(line) > LONGEST_LINE:
@@ -318,6 +320,11 @@ def read_lines(path: Path) -> Iterator[str]:
                         f"{path} line {number} has more than {LONGEST_LINE:,} characters instead "
                         "of id|transcript|normalized text"
                     )
+                if line == "\n":
+                    blank += 1
+                    continue
+                yield from [""] * blank
+                blank = 0
                 yield line.rstrip("\n")
     except FileNotFoundError as error:
         raise UserError(

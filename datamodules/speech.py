@@ -162,10 +162,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
     """
 
     def __init__(
-        self,
-        clips: Sequence[Clip],
-        vocabulary: CharacterVocabulary,
-        sample_rate: int,
+        self, clips: Sequence[Clip], vocabulary: CharacterVocabulary, sample_rate: int
     ) -> None:
         self.clips = clips
         self.vocabulary = vocabulary

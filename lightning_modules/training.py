@@ -57,7 +57,8 @@ class TrainingModule(LightningModule):
 
     def put_batch_back(self) -> None:
         """Take back what a batch that was not finished has changed."""
-        self._sums, self._weight = self._behind_last_batch
+        sums, self._weight = self._behind_last_batch
+        self._sums = dict(sums)
         for buffer, before in self._statistics:
             buffer.copy_(before)
 

@@ -16,7 +16,8 @@ from tests.conftest import CONFIGS, write_corpus
 
 FILE = Path(__file__).parent / "golden_losses.json"
 TOLERANCE = 1e-3
-"""Relative. Measured: 2e-7 between one and two threads, and between AVX2 and AVX-512."""
+"""Relative. Measured between one and two threads, and between two sets of instructions: 5e-5 for
+octmnist_best, 2e-7 for the others."""
 
 
 def names() -> list[str]:

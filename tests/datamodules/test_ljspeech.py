@@ -129,6 +129,16 @@ def test_what_is_wrong_with_the_corpus_is_named(kind: str, message: str, own_ton
         LJSpeechDataModule(root=str(own_tones)).setup("fit")
 
 
+def test_ends_of_lines_and_of_the_file_do_not_matter(own_tones: Path) -> None:
+    metadata = own_tones / "metadata.csv"
+    expected = read_metadata(metadata)
+    metadata.write_bytes(metadata.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\r\n")
+    assert read_metadata(metadata) == expected
+    metadata.write_bytes(b"\n" + metadata.read_bytes())
+    with pytest.raises(UserError, match=r"metadata\.csv line 1 has 1 field"):
+        read_metadata(metadata)
+
+
 def test_a_clip_that_changes_during_the_run_is_named(own_tones: Path) -> None:
     data = LJSpeechDataModule(root=str(own_tones), splits=(0.5, 0.25))
     data.setup("fit")
