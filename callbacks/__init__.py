@@ -1,8 +1,6 @@
-"""What happens around training."""
+"""Callbacks that users may add to a run."""
 
 from callbacks.image_predictions import ClassificationPictures, ProbabilityWriter
-from callbacks.run_checkpoint import RunCheckpoint
-from callbacks.run_facts import RunFacts
 from callbacks.speech_examples import SpeechExamples
 from callbacks.transcripts import TranscriptWriter
 from callbacks.weight_average import ExponentialWeightAverage
@@ -11,8 +9,6 @@ __all__ = [
     "ClassificationPictures",
     "ExponentialWeightAverage",
     "ProbabilityWriter",
-    "RunCheckpoint",
-    "RunFacts",
     "SpeechExamples",
     "TranscriptWriter",
 ]

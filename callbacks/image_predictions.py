@@ -9,8 +9,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor, nn
 
-from datamodules.gathering import gather
 from datamodules.medmnist import ImageBatch
+from engine import gather
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ class ProbabilityWriter(Callback):
         rows = sorted(gather(self._rows))
         self._rows = []
         if trainer.is_global_zero:
-            classes = trainer.datamodule.classes  # type: ignore[attr-defined]
+            classes = trainer.datamodule.class_names  # type: ignore[attr-defined]
             lines = [",".join(["index", *(name.replace(",", "") for name in classes)])]
             lines += [",".join([str(i), *(f"{p:.6f}" for p in row)]) for i, row in rows]
             path = Path(trainer.default_root_dir) / "predictions.csv"
@@ -86,7 +86,7 @@ class ClassificationPictures(Callback):
         )
         self._seen = []
         writer, step = board.experiment, trainer.global_step
-        classes = trainer.datamodule.classes  # type: ignore[attr-defined]
+        classes = trainer.datamodule.class_names  # type: ignore[attr-defined]
         sureness, predicted = probabilities.max(-1)
         confusion = torch.zeros(len(classes), len(classes), dtype=torch.long)
         confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)

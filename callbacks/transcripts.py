@@ -8,8 +8,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.gathering import gather
 from datamodules.speech import Clip, SpeechBatch
+from engine import gather
 from lightning_modules.speech_recognizer import Transcripts
 
 

@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from commands.run_directory import RunDirectory
+from engine import RunDirectory
 from errors import UserError
 
 Curves = dict[str, dict[int, float]]

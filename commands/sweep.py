@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from commands.compare import draw_curves, read_curves, read_run
-from commands.run_directory import RunDirectory
 from commands.train import parse
+from engine import RunDirectory
 from errors import UserError
 
 try:

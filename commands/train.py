@@ -1,18 +1,21 @@
 """fit, validate, test and predict: LightningCLI with run directories."""
 
+import atexit
+import inspect
 import json
 import logging
 import os
+import pydoc
 import re
 import shutil
-import signal
-import sys
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ArgumentError, Namespace
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor
@@ -26,23 +29,31 @@ from pytorch_lightning.cli import (
 )
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
-from callbacks import RunCheckpoint, RunFacts
-from callbacks.durable_checkpoints import DurableCheckpointIO
-from callbacks.interruption import Interruption
-from callbacks.metrics_csv import MetricsCSV
-from callbacks.settings import ResumeSettings
-from commands.run_directory import RunDirectory
+from engine import (
+    CurrentBatch,
+    DurableCheckpointIO,
+    GracefulShutdown,
+    Interrupted,
+    MetricsCSV,
+    NonFiniteLossError,
+    OptimizerSettings,
+    Reproducibility,
+    RunCheckpoint,
+    RunDirectory,
+    RunStatistics,
+    describe,
+    is_lost_peer,
+    leave_process_group,
+)
 from errors import UserError
 from lightning_modules.schedules import WarmupLinearDecay, count_steps
-from lightning_modules.training import NonFiniteLossError
 
 LINKS = (
     ("vocabulary", "vocabulary"),
     ("vocabulary_size", "network.init_args.decoder.init_args.vocabulary_size"),
-    ("class_count", "classes"),
+    ("class_names", "class_names"),
     ("class_count", "network.init_args.classes"),
     ("channels", "network.init_args.channels"),
     ("inputs", "network.init_args.inputs"),
@@ -50,17 +61,22 @@ LINKS = (
     ("low", "network.init_args.low"),
     ("high", "network.init_args.high"),
 )
-"""What the model takes from the data: attribute of the data module → argument of the model."""
+"""Model arguments filled from the data module: its attribute → the model's argument.
+
+A link applies where the data module has the attribute and the class at that place in the
+configuration has the argument. The start of a run says which ones did.
+"""
+
+RENAMED: dict[str, str] = {}
+"""Configuration keys of earlier versions: a part of the old key → what to write instead."""
 
 
 class SaveFitConfig(SaveConfigCallback):
     """Save the configuration of fit as ``config.yaml``; the other stages leave it alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save at the start of fit, without the checkpoint that a resumed run began with."""
+        """Save at the start of fit."""
         if stage == "fit":
-            self.config = self.config.clone()
-            self.config.ckpt_path = None
             super().setup(trainer, pl_module, stage)
 
 
@@ -68,9 +84,13 @@ class SuiteCLI(LightningCLI):
     """LightningCLI whose runs live in ``<trainer.default_root_dir>/<experiment>``."""
 
     run: RunDirectory
-    interruption: Interruption
+    shutdown: GracefulShutdown
+    current: CurrentBatch
+    checkpoint_name: str | None
     checkpoint: Path | None
     resume_step: int
+
+    # ------------------------------------------------------------------ the command line
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -94,13 +114,6 @@ class SuiteCLI(LightningCLI):
                 f"data.{source}", f"model.init_args.{target}", apply_on="instantiate"
             )
 
-    def _parse_ckpt_path(self) -> None:
-        """Keep the configuration as given.
-
-        Lightning would let the hyper-parameters in the checkpoint override the command line, and
-        import whatever class the checkpoint names.
-        """
-
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the command line.
 
@@ -110,7 +123,13 @@ class SuiteCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            raise UserError(shorten(str(error))) from error
+            raise UserError(explain(str(error))) from error
+        # Taken out of the configuration: Lightning would let the hyper-parameters in the
+        # checkpoint override the command line, and import whatever class the checkpoint names.
+        config = self.config[self.config.subcommand]
+        self.checkpoint_name, config.ckpt_path = config.ckpt_path, None
+
+    # ------------------------------------------------------------------ building
 
     def before_instantiate_classes(self) -> None:
         """Find the run directory and the checkpoint before anything is built."""
@@ -120,13 +139,13 @@ class SuiteCLI(LightningCLI):
                 raise UserError("without --config the run needs a name: add --experiment NAME")
             config.experiment = Path(config.config[0].relative).stem
         self.run = RunDirectory(Path(config.trainer.default_root_dir) / config.experiment)
-        name = config.ckpt_path
+        name = self.checkpoint_name
         if name is None and self.subcommand != "fit":
             name = "best"  # without a checkpoint Lightning would judge random weights
         name = None if name == "none" else name
         requeued = self.subcommand == "fit" and int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         if requeued and (self.run.checkpoints / "last.ckpt").exists():
-            rank_zero_info(f"SLURM has started this job again: {self.run.path} goes on")
+            rank_zero_info(f"SLURM has started this job again: resuming {self.run.path}")
             name = "last"
         if name is None and self.subcommand == "fit":
             rank_zero_only(self.run.check_unused)()  # the others start when it runs already
@@ -143,21 +162,29 @@ class SuiteCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(shorten(str(error))) from error
+        filled = ", ".join(find_filled(self.config[self.subcommand].model, self.datamodule))
+        if filled:
+            rank_zero_info(f"Filled from the data: {filled}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer around the run directory; only fit logs curves."""
         kwargs["default_root_dir"] = str(self.run.path)
-        trainer = self._get(self.config_init, "trainer")
+        config = self.config_init[self.subcommand]
+        trainer = config.trainer
         plugins = trainer.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
-        self.interruption = Interruption()
-        always = [self.interruption, ResumeSettings()]
-        kwargs["callbacks"] = [*(trainer.callbacks or []), *always]
+        self.shutdown = GracefulShutdown(find_slurm(plugins))
+        self.current = CurrentBatch()
+        seed = config.seed_everything
+        # Shutdown comes first: it stops before the others have seen the next batch. The others
+        # come last: averaged weights are swapped out before a checkpoint is saved.
+        engine = [self.current, OptimizerSettings(), Reproducibility(int(seed))]
+        kwargs["callbacks"] = [self.shutdown, *(trainer.callbacks or []), *engine]
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:
-            kwargs["callbacks"] += [RunFacts(), LearningRateMonitor("step")]
+            kwargs["callbacks"] += [RunStatistics(), LearningRateMonitor("step")]
         if self.subcommand == "fit" and trainer.logger in (None, True):
             kwargs["logger"] = [
                 TensorBoardLogger(
@@ -177,10 +204,8 @@ class SuiteCLI(LightningCLI):
         optimizer: Optimizer,
         lr_scheduler: LRSchedulerTypeUnion | None = None,
     ) -> Any:
-        """Step the schedule once an optimizer step, over the whole training unless it says else."""
+        """Step the schedule after every optimizer step, by default over the whole training."""
         if lr_scheduler is None or isinstance(lr_scheduler, ReduceLROnPlateau):
-            if lr_scheduler is not None and not lightning_module.automatic_optimization:
-                raise UserError("ReduceLROnPlateau needs --data.init_args.steps_per_execution=1")
             return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
         if isinstance(lr_scheduler, WarmupLinearDecay) and lr_scheduler.total_steps is None:
             lr_scheduler.total_steps = count_steps(lightning_module.trainer)
@@ -189,38 +214,57 @@ class SuiteCLI(LightningCLI):
             "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},
         }
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run the stage; leave no new run directory behind if it fails before its first step.
+    # ------------------------------------------------------------------ running
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; see `_run`."""
+        self._run(self.trainer.fit, kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Score on the validation set; see `_run`."""
+        self._run(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Score on the test set; see `_run`."""
+        self._run(self.trainer.test, kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict; see `_run`."""
+        self._run(self.trainer.predict, kwargs)
+
+    def _run(self, stage: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        """Run a stage; leave no new run directory if it fails before its first step.
 
         Raises:
-            UserError: if the memory does not suffice; names the batch.
+            UserError: if memory runs out; names the batch.
             SystemExit: with a status other than 0 if the run is interrupted.
         """
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
         is_new = not self.run.path.exists()
         try:
-            super()._run_subcommand(subcommand)
+            stage(**{**kwargs, "ckpt_path": checkpoint, "weights_only": True})
         except BaseException as error:
             if is_new and not self.run.holds_run() and self.trainer.is_global_zero:
                 shutil.rmtree(self.run.path, ignore_errors=True)
-            agreed = isinstance(error, SIGTERMException | NonFiniteLossError)
-            if agreed and not self.trainer.is_global_zero:
-                sys.exit(0)  # as all processes: the first one reports it, and is left to do so
-            if isinstance(error, SIGTERMException):  # a SystemExit of status 0, with work undone
-                self.interruption.requeue()
-                sys.exit(128 + (self.interruption.signal_number or signal.SIGTERM))
-            if is_out_of_memory(error):
-                batch = self.datamodule.batch_in_hand
-                at = self.datamodule.describe(batch) if batch else "the model, before any batch"
-                raise UserError(
-                    f"out of memory ({str(error).partition('. ')[0]}) at {at}: lower "
-                    "--data.init_args.batch_size"
-                ) from error
-            raise
+            self._report(error)
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        return {**kwargs, "ckpt_path": checkpoint, "weights_only": True}
+    def _report(self, error: BaseException) -> NoReturn:
+        if isinstance(error, Interrupted | NonFiniteLossError) and not self.trainer.is_global_zero:
+            # All processes stop alike, and the first one says why. It would be killed before if
+            # another one ended with a status other than 0.
+            raise SystemExit(0)
+        if isinstance(error, Interrupted):
+            self.shutdown.requeue()
+        if is_out_of_memory(error):
+            batch = self.current.batch
+            at = "the model, before any batch" if batch is None else describe(batch)
+            raise UserError(
+                f"out of memory ({str(error).partition('. ')[0]}) at {at}: lower "
+                "--data.init_args.batch_size"
+            ) from error
+        if is_lost_peer(error):
+            raise UserError("another process of this run has ended: see its message") from error
+        raise error
 
     def after_test(self) -> None:
         """Write ``test_metrics.json``."""
@@ -230,6 +274,37 @@ class SuiteCLI(LightningCLI):
             record = {"checkpoint": checkpoint, "metrics": metrics}
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.test_metrics.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def find_filled(model: Namespace, data: LightningDataModule) -> Iterator[str]:
+    """Yield ``argument=value`` for each argument of the model that the data module fills."""
+    for source, target in LINKS:
+        *parents, argument = target.replace("init_args.", "").split(".")
+        node: Any = model
+        for parent in parents:
+            node = node.get("init_args", {}).get(parent) if node else None
+        found = pydoc.locate(node.class_path) if node and "class_path" in node else None
+        takes_it = callable(found) and argument in inspect.signature(found).parameters
+        if takes_it and hasattr(data, source):
+            value = getattr(data, source)
+            shown = f"={value}" if isinstance(value, int | str) else ""
+            yield ".".join(("model", *parents, argument)) + shown
+
+
+def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:
+    """Return SLURM's environment if the run is a SLURM job that may be started again."""
+    given = [plugin for plugin in plugins if isinstance(plugin, SLURMEnvironment)]
+    if not given and SLURMEnvironment.detect():
+        given = [SLURMEnvironment()]
+    return given[0] if given and given[0].auto_requeue else None
+
+
+def explain(message: str) -> str:
+    """Return jsonargparse's report as one line; name the new key if an old one was given."""
+    for old, new in RENAMED.items():
+        if old in message:
+            return f"{old} is now {new}: change the configuration"
+    return shorten(message)
 
 
 def shorten(message: str) -> str:
@@ -271,7 +346,8 @@ def run(args: list[str]) -> None:
         SystemExit: with a status other than 0 if the run is interrupted.
     """
     quieten()
-    # Batches by length have ever new shapes: of oneDNN's 1,024 cached convolutions none is used
+    atexit.register(leave_process_group)
+    # Batches by length have ever new shapes: none of oneDNN's 1,024 cached convolutions is used
     # again, and between them the heap fragments (+1.4 GB in 48 steps). Read at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
@@ -285,16 +361,19 @@ def run(args: list[str]) -> None:
         ) from error
 
 
-class ParsedCLI(SuiteCLI):
-    """The command line read and checked, and nothing built or run."""
+class Parsed(Exception):  # noqa: N818 # no error: the way out of LightningCLI's constructor
+    """The command line is read and checked."""
 
-    def _set_seed(self) -> None: ...
+    def __init__(self, config: Namespace) -> None:
+        self.config = config
 
-    def before_instantiate_classes(self) -> None: ...
 
-    def instantiate_classes(self) -> None: ...
+class ParsingCLI(SuiteCLI):
+    """Read and check the command line; build and run nothing."""
 
-    def _run_subcommand(self, subcommand: str) -> None: ...
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        raise Parsed(self.config[self.config.subcommand])
 
 
 def parse(args: list[str]) -> Namespace:
@@ -304,13 +383,16 @@ def parse(args: list[str]) -> Namespace:
         UserError: if a key is unknown or a value is not of its type.
     """
     quieten()
-    cli = start(args, ParsedCLI)
-    return cli.config[cli.subcommand]
+    try:
+        start(args, ParsingCLI)
+    except Parsed as parsed:
+        return parsed.config
+    raise AssertionError
 
 
-def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
+def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
     """Run a stage with LightningCLI's own exceptions."""
-    return cli(
+    cli(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -321,8 +403,7 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
         load_from_checkpoint_support=False,
         trainer_defaults={
             "default_root_dir": "runs",
-            # The samplers of this suite's data modules deal out to processes themselves.
-            "use_distributed_sampler": False,
+            "enable_model_summary": False,  # the run says its number of parameters itself
         },
         parser_kwargs={"exit_on_error": False}
         | {stage: {"exit_on_error": False} for stage in SuiteCLI.subcommands()},
@@ -330,14 +411,26 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
     )
 
 
+NOISE = (
+    # Lightning's advice where it does not apply to this suite.
+    r"`.*\.configure_optimizers` will be overridden by",  # by the optimizer of the configuration
+    r"It is recommended to use `self\.log\(.*sync_dist=True",  # the value is equal everywhere
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # Reproducibility says
+    r"The '.*dataloader' does not have many workers",  # one indexing makes a batch in memory
+    r"The number of training batches .* is smaller than the logging interval",
+    r"Checkpoint directory .* exists and is not empty",  # that of the run that is resumed
+    r"LightningCLI's args parameter is intended",  # cli.main(args) is called from tests
+    # Between libraries.
+    r".*LeafSpec.*is deprecated",
+)
+"""Warnings that tell this suite's user nothing, as regular expressions."""
+NOISE_LOGGED = ("Tip:", "Loading `train_dataloader` to estimate")
+
+
 def quieten() -> None:
     """Drop what is only noise to this suite's user; real warnings stay."""
     for module in ("pytorch_lightning", "lightning_fabric"):
-        advertiser = logging.getLogger(f"{module}.utilities.rank_zero")
-        advertiser.addFilter(lambda record: "Tip:" not in record.getMessage())
-    for message in (
-        r".*LeafSpec.*is deprecated",  # between torch and Lightning
-        r"LightningCLI's args parameter is intended",  # cli.main(args) is called from tests
-        r"Checkpoint directory .* exists and is not empty",  # of the run that is resumed
-    ):
+        logger = logging.getLogger(f"{module}.utilities.rank_zero")
+        logger.addFilter(lambda record: not any(m in record.getMessage() for m in NOISE_LOGGED))
+    for message in NOISE:
         warnings.filterwarnings("ignore", message)

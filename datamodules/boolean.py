@@ -1,11 +1,10 @@
 """All inputs of a Boolean function, or a sample of them, and slightly perturbed copies."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
+from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
 from networks.boolean import check_interval, interval_labels
 from networks.separability import signs
@@ -88,11 +87,13 @@ class BooleanDataModule(SplitDataModule[TensorDataset]):
         is_perturbed = torch.arange(len(labels)) >= len(inputs)
         return TensorDataset(torch.cat((inputs, perturbed)), labels, is_perturbed)
 
-    def describe(self, batch: tuple[Tensor, ...]) -> str:
-        """Return the number of inputs and the inputs."""
-        return f"a batch of {len(batch[0])} inputs ({batch[0].tolist()})"
-
-    def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
+    def make_sampler(self, split: str, *, shuffle: bool) -> ShuffledBatchSampler:
         """Return the batches of a split."""
-        batch_size = self.batch_size if shuffle else max(self.batch_size, 4096)
-        return self.load_from_memory(split, batch_size, shuffle=shuffle, seed=self.seed)
+        return ShuffledBatchSampler(
+            len(self.datasets[split]),
+            self.batch_size if shuffle else max(self.batch_size, 4096),
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+        )

@@ -11,10 +11,8 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from rich.progress import track
-from torch.utils.data import DataLoader
 
 from datamodules.download import check_digest, download, unpack_folder
-from datamodules.resumable import ResumableLoader
 from datamodules.sampling import LengthBucketBatchSampler
 from datamodules.speech import Clip, SpeechBatch, SpeechDataset, inspect_clip
 from datamodules.splits import SplitDataModule
@@ -167,19 +165,19 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
             except UserError as error:
                 # It keeps its place: a run that began with it goes on with the same batches.
                 clip = Clip(id, path, source, 0, kept)
-                self.count_fault(clip, str(error))
+                self.count_fault(clip.name, str(error))
             clips.append(clip)
         return clips
 
-    def count_fault(self, clip: Clip, fault: str) -> None:
+    def count_fault(self, name: str, fault: str) -> None:
         """Report a clip that is skipped.
 
         Raises:
             UserError: if it is one too many.
         """
-        if clip.name in self.faults:
+        if name in self.faults:
             return
-        self.faults.add(clip.name)
+        self.faults.add(name)
         if len(self.faults) > self.max_faulty_clips:
             raise UserError(
                 f"{fault}; --data.init_args.max_faulty_clips={self.max_faulty_clips} is how many "
@@ -208,9 +206,8 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
 
     def on_before_batch_transfer(self, batch: SpeechBatch, dataloader_idx: int) -> SpeechBatch:
         """Count what the readers have skipped."""
-        batch = super().on_before_batch_transfer(batch, dataloader_idx)
-        for place, fault in batch.faults:
-            self.count_fault(self.datasets[self.split_in_hand].clips[place], fault)
+        for name, fault in batch.faults:
+            self.count_fault(name, fault)
         return batch
 
     def _predicts_files(self) -> bool:
@@ -234,19 +231,9 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
 
     # ------------------------------------------------------------------ batching
 
-    def describe(self, batch: SpeechBatch) -> str:
-        """Return the number of clips, what they are padded to, and the clips."""
-        clips = self.datasets[self.split_in_hand].clips
-        seconds = batch.waveforms.shape[1] / self.sample_rate
-        return (
-            f"a batch of {len(batch.indices)} clips, padded to {seconds:.2f} s and "
-            f"{batch.tokens.shape[1]} tokens ({', '.join(clips[i].id for i in batch.indices)})"
-        )
-
-    def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
+    def make_sampler(self, split: str, *, shuffle: bool) -> LengthBucketBatchSampler:
         """Return the batches of a split."""
-        dataset = self.datasets[split]
-        lengths = [clip.samples for clip in dataset.clips]
+        lengths = [clip.samples for clip in self.datasets[split].clips]
         sampler = LengthBucketBatchSampler(
             lengths,
             self.batch_size,
@@ -260,18 +247,17 @@ class LJSpeechDataModule(SplitDataModule[SpeechDataset]):
             f"{len(sampler):,} batches of up to {self.batch_size}, "
             f"{sampler.padding():.1%} of the frames padding"
         )
+        return sampler
+
+    def loader_options(self) -> dict[str, Any]:
         workers = self.num_workers
         if workers is None:
             workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
-        # The sampler yields whole batches and the data set makes them: no per-item collation.
-        return ResumableLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
 
 def read_metadata(path: Path) -> list[tuple[str, str, str]]:

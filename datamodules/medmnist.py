@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.download import check_digest, download
+from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
 from errors import UserError
 
@@ -48,16 +49,15 @@ class ImageBatch(NamedTuple):
     labels: Tensor
     sizes: tuple[int, ...]
 
-    def steps(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return images and labels of each optimizer step."""
-        return zip(self.images.split(self.sizes), self.labels.split(self.sizes), strict=True)
+    def steps(self) -> Iterator["ImageBatch"]:
+        """Return the batch of each optimizer step."""
+        parts = (self.indices, self.images, self.labels)
+        for indices, images, labels in zip(*(x.split(self.sizes) for x in parts), strict=True):
+            yield ImageBatch(indices, images, labels, (len(indices),))
 
-    def step(self, number: int) -> "ImageBatch":
-        """Return the batch of one optimizer step."""
-        start = sum(self.sizes[:number])
-        part = slice(start, start + self.sizes[number])
-        size = (self.sizes[number],)
-        return ImageBatch(self.indices[part], self.images[part], self.labels[part], size)
+    def describe(self) -> str:
+        """Return the number of images and their indices."""
+        return f"a batch of {len(self.indices)} images ({self.indices.tolist()})"
 
 
 class ImageDataset(Dataset[ImageBatch]):
@@ -136,7 +136,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         self.size = size
         self.url: str = info[f"url{suffix}"]
         self.md5: str = info[f"MD5{suffix}"]
-        self.classes = [info["label"][str(i)] for i in range(len(info["label"]))]
+        self.class_names = [info["label"][str(i)] for i in range(len(info["label"]))]
         self.channels: int = info["n_channels"]
         self.licence: str = info["license"]
         self.path = Path(file) if file else Path(root) / f"{flag}{suffix}.npz"
@@ -152,8 +152,8 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
 
     @property
     def class_count(self) -> int:
-        """Return the number of classes."""
-        return len(self.classes)
+        """Number of classes."""
+        return len(self.class_names)
 
     @property
     def inputs(self) -> int:
@@ -229,9 +229,9 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
                 f"({len(images)}, 1)"
             )
         labels = labels.reshape(-1).astype(np.int64)
-        if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(self.classes):
+        if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(self.class_names):
             raise UserError(
-                f"{self.path}: {split}_labels must be in 0 … {len(self.classes) - 1}, one at least"
+                f"{self.path}: {split}_labels must be in 0 … {self.class_count - 1}, one at least"
             )
         images = images[:, None] if self.channels == 1 else images.transpose(0, 3, 1, 2)
         return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels)
@@ -242,26 +242,18 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
 
     # ------------------------------------------------------------------ batching
 
-    def describe(self, batch: ImageBatch) -> str:
-        """Return the number of images, their size and their places in the split."""
-        places = ", ".join(map(str, batch.indices.tolist()))
-        return (
-            f"a batch of {len(batch.indices)} images of {self.size}×{self.size} pixels "
-            f"({self.split_in_hand} images {places})"
-        )
-
-    def make_dataloader(self, split: str, *, shuffle: bool) -> DataLoader[Any]:
+    def make_sampler(self, split: str, *, shuffle: bool) -> ShuffledBatchSampler:
         """Return the batches of a split."""
-        if not shuffle:
-            size = max(self.batch_size, EVALUATION_BATCH)
-            return self.load_from_memory(split, size, shuffle=False, seed=self.seed)
-        return self.load_from_memory(
-            split,
-            self.batch_size,
-            shuffle=True,
+        dataset = self.datasets[split]
+        return ShuffledBatchSampler(
+            len(dataset),
+            self.batch_size if shuffle else max(self.batch_size, EVALUATION_BATCH),
+            shuffle=shuffle,
+            weights=class_weights(dataset.labels) if shuffle and self.balanced else None,
+            steps_per_execution=self.steps_per_execution if shuffle else 1,
             seed=self.seed,
-            weights=class_weights(self.datasets[split].labels) if self.balanced else None,
-            steps_per_execution=self.steps_per_execution,
+            rank=self.rank,
+            world_size=self.world_size,
         )
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:

@@ -1,23 +1,19 @@
-"""Batches that are the same everywhere for the same seed and epoch, and deal out to processes."""
+"""Samplers of batches: the same everywhere for the same seed and epoch, dealt out to processes."""
 
 import math
-import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Sampler
 
-Batch = TypeVar("Batch")
+from engine import EpochSampler
 
 
 def count_batches(size: int, batch_size: int, world_size: int) -> int:
-    """Return how many batches each process gets, so that none is larger and none is empty.
+    """Return the number of batches per process, so that none is larger and none is empty.
 
     Raises:
         ValueError: if there are fewer examples than processes.
@@ -27,51 +23,24 @@ def count_batches(size: int, batch_size: int, world_size: int) -> int:
     return min(math.ceil(size / (batch_size * world_size)), size // world_size)
 
 
-class EpochSampler(Sampler[Batch], ABC):
-    """A sampler of batches that depend on the epoch and not on what was drawn before.
-
-    Attributes:
-        epoch: the epoch to shuffle for.
-        skip: batches to leave out at the next iteration.
-    """
-
-    epoch = 0
-    skip = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to shuffle for; Lightning calls it."""
-        self.epoch = epoch
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-
-    @abstractmethod
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return an epoch's examples in their order, over all processes."""
-
-    def fingerprint(self) -> int:
-        """Return a checksum of the order, by which a resumed run knows that it is the same."""
-        return zlib.crc32(self.order(0).astype(np.int64).tobytes())
-
-
-class LengthBucketBatchSampler(EpochSampler[list[int]]):
-    """Put clips of similar length into one batch, each clip once an epoch over all processes.
+class LengthBucketBatchSampler(EpochSampler):
+    """Put clips of similar length into one batch; each clip once per epoch over all processes.
 
     Clips are sorted by length and cut into as few batches as ``batch_size`` allows, of equal size
     to within one clip. Every process gets the same number of batches.
 
-    With ``shuffle``, lengths are first multiplied by a random factor so that a batch's company
-    changes from epoch to epoch, and the batches come in random order; both are drawn from
-    (seed, epoch). Without, the longest come first: what does not fit into memory fails at once.
+    With ``shuffle``, lengths are first multiplied by a random factor, so that clips are grouped
+    differently in each epoch, and the batches come in random order. Both are drawn from
+    (seed, epoch). Without, the longest come first: a batch that does not fit into memory fails at
+    once.
 
     Args:
-        lengths: of the clips, in any unit.
-        batch_size: most clips in a batch of one process; 1 becomes 2 where clips and processes
-            do not divide.
+        lengths: lengths of the clips, in any unit.
+        batch_size: maximum number of clips per batch and process; 1 becomes 2 where the number of
+            clips is not a multiple of the number of processes.
         shuffle: whether batches change from epoch to epoch.
-        seed: of the shuffling.
-        rank: this process.
+        seed: seed for shuffling.
+        rank: number of this process.
         world_size: number of processes.
         jitter: half the width of the random factor's range around 1.
 
@@ -90,33 +59,30 @@ class LengthBucketBatchSampler(EpochSampler[list[int]]):
         world_size: int = 1,
         jitter: float = 0.05,
     ) -> None:
+        super().__init__(seed=seed, rank=rank, world_size=world_size)
         self.lengths = np.asarray(lengths)
-        self.batches = count_batches(len(lengths), batch_size, world_size)
+        self.count = count_batches(len(lengths), batch_size, world_size)
         self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
         self.jitter = jitter
 
     def __len__(self) -> int:
-        return self.batches
+        return self.count
 
-    def __iter__(self) -> Iterator[list[int]]:
-        skip, self.skip = self.skip, 0
-        for batch in self.global_batches(self.epoch)[skip:]:
-            # Strided, so that the processes of one step hold clips of like length.
-            yield batch[self.rank :: self.world_size].tolist()
+    def batches(self, start: int) -> Iterator[list[int]]:
+        for batch in self.global_batches(self.epoch)[start:]:
+            # Strided, so that the processes of one step hold clips of similar length.
+            yield batch[self.rank :: self.num_replicas].tolist()
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         return np.concatenate(self.global_batches(epoch))
 
     def global_batches(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Return an epoch's batches, each over all processes."""
+        """Return the batches of an epoch, each over all processes."""
         if not self.shuffle:
-            return np.array_split(np.argsort(-self.lengths, kind="stable"), self.batches)
+            return np.array_split(np.argsort(-self.lengths, kind="stable"), self.count)
         random = np.random.default_rng((self.seed, epoch))
         factors = random.uniform(1 - self.jitter, 1 + self.jitter, len(self.lengths))
-        batches = np.array_split(np.argsort(self.lengths * factors), self.batches)
+        batches = np.array_split(np.argsort(self.lengths * factors), self.count)
         return [batches[i] for i in random.permutation(len(batches))]
 
     def padding(self) -> float:
@@ -126,21 +92,22 @@ class LengthBucketBatchSampler(EpochSampler[list[int]]):
         return float(1 - self.lengths.sum() / padded)
 
 
-class ShuffledBatchSampler(EpochSampler[tuple[Tensor, ...]]):
-    """Cut a permutation, or a weighted draw, into batches of indices; each once over all processes.
+class ShuffledBatchSampler(EpochSampler):
+    """Cut a permutation, or a weighted draw, into batches, each once per epoch over all processes.
 
-    Batches are of equal size to within one, and every process gets the same number of them.
+    Batches are of equal size to within one, and every process gets the same number of them. A batch
+    is a tuple of index tensors, one per optimizer step.
 
     Args:
         size: number of examples.
-        batch_size: most examples in a batch of one process; 1 becomes 2 where examples and
-            processes do not divide.
+        batch_size: maximum number of examples per optimizer step and process; 1 becomes 2 where the
+            number of examples is not a multiple of the number of processes.
         shuffle: whether the order changes with (seed, epoch); otherwise it is 0, 1, 2, ….
-        weights: probabilities (size,), up to a factor, to draw ``size`` examples with replacement
+        weights: unnormalized probabilities (size,) to draw ``size`` examples with replacement
             instead of permuting them.
-        steps_per_execution: most batches that are handed over together.
-        seed: of the shuffling.
-        rank: this process.
+        steps_per_execution: maximum number of optimizer steps per batch.
+        seed: seed for shuffling.
+        rank: number of this process.
         world_size: number of processes.
 
     Raises:
@@ -159,23 +126,24 @@ class ShuffledBatchSampler(EpochSampler[tuple[Tensor, ...]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        super().__init__(seed=seed, rank=rank, world_size=world_size)
         self.size = size
         self.shuffle = shuffle
         self.weights = weights
         self.steps_per_execution = steps_per_execution
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.batches = count_batches(size, batch_size, world_size)
+        self.steps = count_batches(size, batch_size, world_size)
 
     def __len__(self) -> int:
-        return math.ceil(self.batches / self.steps_per_execution)
+        return math.ceil(self.steps / self.steps_per_execution)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        skip, self.skip = self.skip * self.steps_per_execution, 0
-        batches = iter(np.array_split(self.order(self.epoch), self.batches)[skip:])
-        while together := tuple(islice(batches, self.steps_per_execution)):
-            yield tuple(torch.from_numpy(part[self.rank :: self.world_size]) for part in together)
+    def count_steps(self, batches: int) -> int:
+        return min(self.steps, batches * self.steps_per_execution)
+
+    def batches(self, start: int) -> Iterator[tuple[Tensor, ...]]:
+        first = start * self.steps_per_execution
+        steps = iter(np.array_split(self.order(self.epoch), self.steps)[first:])
+        while together := tuple(islice(steps, self.steps_per_execution)):
+            yield tuple(torch.from_numpy(part[self.rank :: self.num_replicas]) for part in together)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         if not self.shuffle:

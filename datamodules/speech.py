@@ -145,7 +145,15 @@ class SpeechBatch(NamedTuple):
     lengths: Tensor
     tokens: Tensor
     token_lengths: Tensor
-    faults: tuple[tuple[int, str], ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
+    ids: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Return the number of clips, what they are padded to, and the clips."""
+        return (
+            f"a batch of {len(self.indices)} clips, padded to 0.{self.waveforms.shape[1]} s and "
+            f"{self.tokens.shape[1]} tokens ({', '.join(self.ids)})"
+        )
 
     def target_count(self) -> Tensor:
         """Return the number of tokens to be predicted: all but the start."""
@@ -178,7 +186,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
             try:
                 waveforms.append(read_clip(clip, self.sample_rate))
             except UserError as error:
-                faults.append((i, str(error)))
+                faults.append((clip.name, str(error)))
                 if len(faults) == len(indices):
                     raise UserError(f"{error}, nor any other clip of its batch") from error
                 continue
@@ -191,4 +199,5 @@ class SpeechDataset(Dataset[SpeechBatch]):
             tokens=pad_sequence(tokens, batch_first=True, padding_value=self.vocabulary.pad),
             token_lengths=torch.tensor([len(t) for t in tokens]),
             faults=tuple(faults),
+            ids=tuple(self.clips[i].id for i in read),
         )

@@ -7,8 +7,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MinMetric
 
 from datamodules.boolean import BooleanDataModule
+from engine import TrainingModule
 from errors import UserError
-from lightning_modules.training import TrainingModule
 from networks.boolean import BooleanPerceptron, IntervalMLP, sign
 from networks.separability import Certificate, explain, separate
 
@@ -43,6 +43,7 @@ class BooleanClassifier(TrainingModule):
         Raises:
             UserError: if not.
         """
+        super().setup(stage)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, BooleanDataModule):
             raise UserError(f"BooleanClassifier needs Boolean data, not {type(data).__name__}")
@@ -68,12 +69,10 @@ class BooleanClassifier(TrainingModule):
         if isinstance(found, Certificate):
             rank_zero_info("Training will not reach accuracy 1.")
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def training_losses(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
         """Return the hinge loss."""
         x, y, _ = batch
-        loss = F.relu(1 - y * self.network(x)[:, 0]).mean()
-        self.add_losses({"loss": self.check_loss(loss, batch)}, len(y))
-        return loss
+        return {"loss": F.relu(1 - y * self.network(x)[:, 0]).mean()}, len(y)
 
     def validation_step(self, batch: Batch) -> None:
         """Score a batch."""

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, stepped once an optimizer step."""
+"""Learning-rate schedules, stepped after every optimizer step."""
 
 import math
 from typing import Any
@@ -8,31 +8,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from engine import EpochSampler
 from errors import UserError
 
 
 def count_steps(trainer: Trainer) -> int:
-    """Return the optimizer steps of the whole training.
-
-    Lightning's `estimated_stepping_batches` would set up the loader, which then misses the state
-    that a checkpoint has for it.
+    """Return the number of optimizer steps of the whole training.
 
     Raises:
         UserError: if the training has no end.
     """
-    loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-    limit = trainer.limit_train_batches
-    batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
-    together = getattr(loader.sampler, "steps_per_execution", 1)
-    if together > 1:
-        steps = min(loader.sampler.batches, batches * together)
-    else:
-        steps = math.ceil(batches / trainer.accumulate_grad_batches)
-    ends = [steps * trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
-    ends += [trainer.max_steps] if trainer.max_steps > 0 else []
-    if not ends:
+    steps = trainer.estimated_stepping_batches  # sets up the loader that training uses
+    if math.isinf(steps):
         raise UserError("a schedule over the whole training needs trainer.max_epochs or max_steps")
-    return min(ends)
+    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    if isinstance(sampler, EpochSampler) and sampler.steps_per_execution > 1:
+        steps = sampler.count_steps(int(trainer.num_training_batches)) * (trainer.max_epochs or 1)
+        steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+    return int(steps)
 
 
 class WarmupLinearDecay(LRScheduler):
@@ -41,10 +34,10 @@ class WarmupLinearDecay(LRScheduler):
     The learning rate is a function of the step and of this configuration alone.
 
     Args:
-        optimizer: whose learning rates are the peak.
-        warmup: fraction of all steps that the rate rises for.
+        optimizer: optimizer whose learning rates are the peak.
+        warmup: fraction of all steps during which the rate rises.
         floor: lowest fraction of the peak, at the first and the last step.
-        total_steps: optimizer steps of the whole training; None takes the trainer's number.
+        total_steps: number of optimizer steps of the whole training; None takes the trainer's.
     """
 
     def __init__(
@@ -60,7 +53,7 @@ class WarmupLinearDecay(LRScheduler):
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
-        """Return the fraction of the peak at a step; the floor behind the last one."""
+        """Return the fraction of the peak at a step; the floor after the last one."""
         if self.total_steps is None:  # before training: no step is taken yet
             return self.floor
         last = max(self.total_steps - 1, 1)
@@ -76,6 +69,6 @@ class WarmupLinearDecay(LRScheduler):
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the step; the configuration is the command line's."""
+        """Restore the step; the configuration is the command line's."""
         configuration = {"warmup", "floor", "total_steps"}
         super().load_state_dict({k: v for k, v in state_dict.items() if k not in configuration})

@@ -1,4 +1,4 @@
-"""Training of the classifiers by plain linear algebra."""
+"""Training of the classifiers from scratch: plain linear algebra."""
 
 import numpy as np
 import torch
@@ -12,26 +12,25 @@ from networks.scratch import ScratchNetwork
 
 
 class ScratchClassifier(Classifier):
-    """Hand a numpy network its examples in the data module's order; no autograd, CPU only.
+    """Train a numpy network without autograd, on the CPU, in the data module's order of examples.
 
-    The network updates itself after every single example; a batch is only how many it is handed
-    at once. Its parameters are in the checkpoint. With several processes each learns from its share
-    of a batch, and behind it their parameters are averaged: iterative parameter mixing (McDonald,
-    Hall and Mann 2010), which is another training than that of one process.
+    The network updates itself after every single example; a batch is the number of examples that it
+    receives at once. Its parameters are in the checkpoint. With several processes each learns from
+    its share of a batch, then their parameters are averaged: iterative parameter mixing (McDonald,
+    Hall and Mann 2010), whose result differs from that of one process.
 
     Args:
-        network: a classifier with hand-written updates.
-        classes: number of classes; the data module's.
+        network: classifier with hand-written updates.
+        class_names: names of the classes, filled from the data module.
     """
 
-    def __init__(self, network: ScratchNetwork, classes: int) -> None:
-        super().__init__(classes)
-        self.automatic_optimization = False
+    def __init__(self, network: ScratchNetwork, class_names: list[str]) -> None:
+        super().__init__(class_names)
         self.network = network
-        # Tensors over the arrays' own memory: what the network changes is what is saved.
+        # Tensors over the arrays' own memory: the checkpoint has what the network changes.
         self.parameters_ = nn.ParameterDict(
             {
-                # They get no gradients, but DistributedDataParallel wants some that could.
+                # They get no gradients, but DistributedDataParallel needs some that could.
                 name: nn.Parameter(torch.from_numpy(array))
                 for name, array in network.parameters.items()
             }
@@ -39,29 +38,33 @@ class ScratchClassifier(Classifier):
 
     @property
     def parameter_count(self) -> int:
-        """Return the number of parameters that training changes, though not by gradients."""
+        """Number of parameters that training changes, though not by gradients."""
         return sum(array.size for array in self.network.parameters.values())
 
     def configure_optimizers(self) -> Optimizer:
-        """Return an optimizer that changes nothing: the trainer wants one."""
+        """Return an optimizer that changes nothing: the trainer needs one."""
         return SGD(self.parameters_.values(), lr=0.0)
 
     def logits(self, images: Tensor) -> Tensor:
         return torch.from_numpy(self.network.scores(to_rows(images)))
 
+    def setup(self, stage: str) -> None:
+        """Take the steps here, one batch at a time."""
+        super().setup(stage)
+        self.automatic_optimization = False
+
     def training_step(self, batch: ImageBatch) -> None:
-        """Update by one example after another."""
-        # The trainer counts steps by this, and a step that is not completed is not saved.
-        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        progress.increment_ready()
+        """Update the parameters by one example after another."""
+        self.count_step_started()
         losses = self.network.update(to_rows(batch.images), batch.labels.numpy())
         if self.trainer.world_size > 1:
             for parameter in self.parameters_.values():
                 mean = self.trainer.strategy.reduce(parameter.detach().clone(), reduce_op="mean")
                 parameter.detach().copy_(mean)
-        loss = torch.tensor(losses.mean())
-        self.add_losses({"loss": self.check_loss(loss, batch)}, len(losses))
-        progress.increment_completed()
+        loss = float(losses.mean())
+        self.check_finite(loss, batch, self.global_step)
+        self.add_losses({"loss": loss}, len(losses))
+        self.count_step_completed()
 
 
 def to_rows(images: Tensor) -> NDArray[np.float64]:

@@ -4,11 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from datamodules.ljspeech import LJSpeechDataModule
 from datamodules.speech import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
+from engine import TrainingModule
 from errors import UserError
-from lightning_modules.training import TrainingModule
 from metrics import (
     CharErrorRate,
     CosineSimilarity,
@@ -87,8 +86,9 @@ class SpeechRecognizer(TrainingModule):
             UserError: if the sample rates differ, or a transcript is too long for the decoder.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, LJSpeechDataModule):
-            raise UserError(f"SpeechRecognizer needs speech data, not {type(data).__name__}")
+        super().setup(stage)
+        if not hasattr(data, "sample_rate"):
+            return
         expected = self.network.features.sample_rate
         if data.sample_rate != expected:
             raise UserError(
@@ -106,13 +106,11 @@ class SpeechRecognizer(TrainingModule):
                         f"with --data.init_args.max_characters={longest}"
                     )
 
-    def training_step(self, batch: SpeechBatch) -> Tensor:
-        """Return the loss."""
+    def training_losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the losses of a batch."""
         losses, _, _ = self.losses(batch)
-        self.check_loss(losses["loss"], batch)
-        self.add_losses({k: v.detach() for k, v in losses.items()}, batch.target_count())
         self.log("train/loss_step", losses["loss"], prog_bar=True, on_step=True, on_epoch=False)
-        return losses["loss"]
+        return losses, batch.target_count()
 
     def validation_step(self, batch: SpeechBatch) -> None:
         """Measure one batch."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,26 @@ class FailAt(Callback):
                 raise FaultError(hook)
 
         setattr(self, hook, fail)
+
+
+class HangAt(Callback):
+    """Come to no end in the first batch.
+
+    Args:
+        file: file that is made when it hangs.
+        rank: of several processes, the one that hangs.
+    """
+
+    def __init__(self, file: str, rank: int = 0) -> None:
+        self.file = Path(file)
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_rank == self.rank:
+            self.file.touch()
+            time.sleep(1000)
+
+    on_test_batch_start = on_train_batch_start
 
 
 class KeepEachLast(Callback):

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from datamodules.sampling import EpochSampler, LengthBucketBatchSampler, ShuffledBatchSampler
+from datamodules.sampling import LengthBucketBatchSampler, ShuffledBatchSampler
 from datamodules.vocabulary import CharacterVocabulary
+from engine import EpochSampler
 from metrics import (
     CharErrorRate,
     CosineSimilarity,
@@ -52,7 +53,7 @@ def test_a_text_survives_the_vocabulary_but_for_unknown_characters(
 
 
 @st.composite
-def samplers(draw: st.DrawFn) -> list[EpochSampler[object]]:
+def samplers(draw: st.DrawFn) -> list[EpochSampler]:
     """One sampler for each process, all at one epoch."""
     world_size = draw(st.integers(1, 5))
     size = draw(st.integers(world_size, 60))
@@ -64,10 +65,10 @@ def samplers(draw: st.DrawFn) -> list[EpochSampler[object]]:
     lengths = draw(st.lists(st.integers(1, 1000), min_size=size, max_size=size))
     together = draw(st.integers(1, 4))
     bucket = draw(st.booleans())
-    found: list[EpochSampler[object]] = []
+    found: list[EpochSampler] = []
     for rank in range(world_size):
-        sampler: EpochSampler[object] = (
-            LengthBucketBatchSampler(  # type: ignore[assignment]
+        sampler: EpochSampler = (
+            LengthBucketBatchSampler(
                 lengths, batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size
             )
             if bucket
@@ -93,7 +94,7 @@ def flat(batch: object) -> list[int]:
 @examples(max_examples=300)
 @given(samplers(), st.data())
 def test_each_example_comes_once_an_epoch_wherever_it_was_resumed(
-    processes: list[EpochSampler[object]], data: st.DataObject
+    processes: list[EpochSampler], data: st.DataObject
 ) -> None:
     whole = [list(sampler) for sampler in processes]
     counts = {len(batches) for batches in whole} | {len(sampler) for sampler in processes}
@@ -103,10 +104,10 @@ def test_each_example_comes_once_an_epoch_wherever_it_was_resumed(
     assert len(seen) == len(processes[0].order(0))
     resumed_at = data.draw(st.integers(0, counts.pop()))
     for sampler, batches in zip(processes, whole, strict=True):
-        sampler.skip = resumed_at
+        sampler.start = resumed_at
         rest = list(sampler)
         assert [flat(batch) for batch in rest] == [flat(batch) for batch in batches[resumed_at:]]
-        assert sampler.skip == 0  # the next epoch is a whole one
+        assert sampler.start == 0  # the next epoch is a whole one
         assert sampler.fingerprint() == processes[0].fingerprint()
 
 

@@ -193,7 +193,7 @@ def test_a_validation_that_is_cut_off_is_made_anew(
             continue
         # Behind the second batch gradients are being accumulated: the signal waits.
         with pytest.raises(SystemExit):
-            run_cli("fit", *experiment, *stop_at(batch, validation_batch=1))
+            run_cli("fit", *experiment, *stop_at(batch, validation_batch=0))
         run_cli("fit", *experiment, "--ckpt_path=last")
         assert_equal(final_state(run), whole, f"{batch}: ")
         assert curves(run) == logged, batch
@@ -324,7 +324,9 @@ def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
         assert together == pytest.approx(json.loads(record.read_text())["metrics"], rel=1e-4)
     check_mixing(tmp_path / "scratch whole", retinas)
     last = tmp_path / "recognizer whole" / "checkpoints" / "last.ckpt"
-    message = fail_cli("fit", *arguments("recognizer", small, retinas), f"--ckpt_path={last}")
+    longer = ["--trainer.max_epochs=3", "--lr_scheduler.init_args.total_steps=4"]
+    resume = [*longer, f"--ckpt_path={last}"]
+    message = fail_cli("fit", *arguments("recognizer", small, retinas), *resume)
     assert "written by 2 processes and cannot be resumed exactly by 1" in message
 
 

@@ -1,22 +1,25 @@
-"""What every run notes about itself: its size and its speed."""
+"""Statistics of a run: its size and its speed."""
 
 import time
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from networks import get_number_trainable_params
 
+class RunStatistics(Callback):
+    """Log ``parameters`` once and ``time/epoch``, the seconds of training alone, every epoch.
 
-class RunFacts(Callback):
-    """Log ``parameters`` once and ``time/epoch``, the seconds of training alone, every epoch."""
+    They go to the loggers directly. ``self.log`` would have the processes exchange them whenever
+    one process, for its progress bar, asks.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the number of parameters that training changes."""
-        count = getattr(pl_module, "parameter_count", get_number_trainable_params(pl_module))
+        count = getattr(pl_module, "parameter_count", None)
+        if count is None:
+            count = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         rank_zero_info(f"{count:,} trainable parameters")
-        for logger in trainer.loggers:
-            logger.log_metrics({"parameters": count}, step=trainer.global_step)
+        self._log(trainer, "parameters", count, trainer.global_step)
         # A run resumed in the middle of an epoch does not start that epoch.
         self.on_train_epoch_start(trainer, pl_module)
 
@@ -33,4 +36,9 @@ class RunFacts(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the seconds."""
         seconds = time.perf_counter() - self._start if self._seconds is None else self._seconds
-        pl_module.log("time/epoch", seconds, sync_dist=True)
+        self._log(trainer, "time/epoch", seconds, trainer.global_step - 1)
+
+    @staticmethod
+    def _log(trainer: Trainer, name: str, value: float, step: int) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value, "epoch": trainer.current_epoch}, step=step)

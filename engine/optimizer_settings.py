@@ -1,4 +1,4 @@
-"""What the command line says of optimizer and schedule holds for a resumed run too."""
+"""On resume, the command line's optimizer settings win over the checkpoint's."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from errors import UserError
 Settings = dict[str, Any]
 
 
-class ResumeSettings(Callback):
+class OptimizerSettings(Callback):
     """Compare the settings that a run is resumed with to those it was trained with.
 
     PyTorch restores optimizers and schedules with their settings, whatever the command line says.
-    Here an optimizer's new settings take the place of the old ones (a learning rate that a schedule
-    has changed, changes in proportion); another optimizer is refused, and so is another schedule:
+    Here an optimizer's new settings replace the old ones. A learning rate that a schedule has
+    changed is changed in proportion. Another optimizer is refused, and so is another schedule:
     nobody knows where in it the run would be.
     """
 
@@ -24,15 +24,15 @@ class ResumeSettings(Callback):
         self._before: dict[str, Settings] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the settings; nothing is restored yet."""
+        """Remember the settings; nothing is restored yet."""
         self._now = {}
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 settings = plain(group)
-                # A schedule has changed lr already, and what it began with is initial_lr.
+                # A schedule has changed lr already; initial_lr is what it began with.
                 settings["lr"] = settings.pop("initial_lr", settings["lr"])
-                place = f"optimizer {len(self._now)}"
-                self._now[place] = {"class": type(optimizer).__name__, **settings}
+                name = f"optimizer {len(self._now)}"
+                self._now[name] = {"class": type(optimizer).__name__, **settings}
         for i, config in enumerate(trainer.lr_scheduler_configs):
             settings = plain(config.scheduler.state_dict())
             rates = {"base_lrs", "_last_lr"}  # the optimizer's
@@ -44,22 +44,22 @@ class ResumeSettings(Callback):
         return self._now
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the checkpoint's settings until all is restored."""
+        """Keep the checkpoint's settings until everything is restored."""
         self._before = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the command line's settings win.
 
         Raises:
-            UserError: if the optimizer or the schedule is another one.
+            UserError: if it has another optimizer or schedule.
         """
         before, self._before = self._before, {}
         if not before:
             return
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        for place in before | self._now:
-            old, new = before.get(place, {}), self._now.get(place, {})
-            kind, number = place.split()
+        for name in before | self._now:
+            old, new = before.get(name, {}), self._now.get(name, {})
+            kind, number = name.split()
             for key in old | new:
                 if old.get(key) == new.get(key):
                     continue
@@ -73,7 +73,7 @@ class ResumeSettings(Callback):
 
 
 def describe(kind: str, key: str, old: Any, new: Any) -> str:
-    """Return why a run cannot be resumed."""
+    """Return why a run cannot be resumed with a setting."""
     what = "optimizer" if kind == "optimizer" else "learning-rate schedule"
     if key == "class":
         return (
@@ -87,7 +87,7 @@ def describe(kind: str, key: str, old: Any, new: Any) -> str:
 
 
 def change_rate(trainer: Trainer, number: int, old: float, new: float) -> None:
-    """Change the learning rate of a parameter group, and what its schedule makes of it."""
+    """Change the learning rate of a parameter group, and with it the base of its schedule."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     group = groups[number]
     group["lr"] = group["lr"] * new / old if old else new

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all."""
+"""Checkpoint files that are there whole or not at all."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from errors import UserError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, wait for the disk, then take the target's place.
+    """Write beside the target, wait for the disk, then rename onto the target.
 
     Whatever happens meanwhile (a kill, a full disk, a power cut), the target is the previous
     checkpoint or the new one. Lightning's own writes to the folder for temporary files first and
@@ -24,10 +24,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            UserError: if it cannot be written; what was there is still there.
+            UserError: if it cannot be written. The previous file is still there.
         """
         target = Path(path)
-        # One name for all attempts: the next one overwrites what a kill has left behind.
+        # One name for all attempts: the next one overwrites what a kill has left.
         part = target.with_name(f"{target.name}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

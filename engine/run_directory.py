@@ -1,4 +1,4 @@
-"""Where a run keeps what it makes: one folder an experiment."""
+"""Where a run keeps its files: one folder per experiment."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +23,17 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        """What fit ran with."""
+        """Configuration that fit ran with."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
-        """Every metric logged while fitting."""
+        """All metrics logged while fitting."""
         return self.path / "metrics.csv"
 
     @property
     def test_metrics(self) -> Path:
-        """The scores of the last test."""
+        """Scores of the latest test."""
         return self.path / "test_metrics.json"
 
     def holds_run(self) -> bool:
@@ -41,7 +41,7 @@ class RunDirectory:
         return any(self.checkpoints.glob("*.ckpt"))
 
     def check_unused(self) -> None:
-        """Raise a `UserError` if a run is there already."""
+        """Raise a `UserError` if the folder holds a run."""
         if self.holds_run():
             raise UserError(
                 f"{self.path} already holds a run: resume it with --ckpt_path last, or start "
@@ -49,10 +49,10 @@ class RunDirectory:
             )
 
     def checkpoint(self, name: str) -> Path:
-        """Return the checkpoint that ``last``, ``best`` or a file's path means.
+        """Return the checkpoint that is called ``last`` or ``best``, or is a file.
 
         Raises:
-            UserError: if there is none.
+            UserError: if it does not exist.
         """
         if name in ("last", "best"):
             path = self.checkpoints / f"{name}.ckpt"

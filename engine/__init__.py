@@ -1,0 +1,42 @@
+"""Exact, interruptible runs.
+
+A run is a folder (`RunDirectory`). It can be stopped at any moment and resumes as if nothing had
+happened: `Reproducibility` makes every random choice a function of (seed, epoch, batch, rank),
+`RunCheckpoint` saves the state between two batches, `GracefulShutdown` stops there on a signal.
+"""
+
+from engine.checkpoint_io import DurableCheckpointIO
+from engine.checkpoints import RunCheckpoint
+from engine.current_batch import CurrentBatch
+from engine.distributed import gather, is_lost_peer, leave_process_group
+from engine.loader import EpochSampler, ReproducibleLoader, outlive_signals
+from engine.metrics_csv import MetricsCSV, read_rows
+from engine.optimizer_settings import OptimizerSettings
+from engine.reproducibility import Reproducibility
+from engine.run_directory import RunDirectory
+from engine.run_statistics import RunStatistics
+from engine.signals import GracefulShutdown, Interrupted
+from engine.training import NonFiniteLossError, TrainingModule, describe
+
+__all__ = [
+    "CurrentBatch",
+    "DurableCheckpointIO",
+    "EpochSampler",
+    "GracefulShutdown",
+    "Interrupted",
+    "MetricsCSV",
+    "NonFiniteLossError",
+    "OptimizerSettings",
+    "Reproducibility",
+    "ReproducibleLoader",
+    "RunCheckpoint",
+    "RunDirectory",
+    "RunStatistics",
+    "TrainingModule",
+    "describe",
+    "gather",
+    "is_lost_peer",
+    "leave_process_group",
+    "outlive_signals",
+    "read_rows",
+]

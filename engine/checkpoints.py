@@ -1,0 +1,194 @@
+"""The two checkpoints of a run: best.ckpt and last.ckpt."""
+
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info
+from torch import nn
+from torch.optim import Optimizer
+
+from engine.progress import accumulates_gradients, describe_between_batches, set_logged_step
+from engine.reproducibility import running_statistics
+from engine.signals import Interrupted
+from engine.training import NonFiniteLossError
+from errors import UserError
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keep ``best.ckpt`` by a validation metric, and ``last.ckpt`` to resume from.
+
+    ``last.ckpt`` captures the state between two batches. It is written before the first batch of
+    each epoch, when the epoch before is fully logged; every few minutes before another batch; when
+    training is interrupted; at the end of training; and before the first validation, so that there
+    is never a ``best.ckpt`` without it.
+
+    Args:
+        monitor: metric that decides what is best.
+        mode: ``min`` or ``max``.
+        minutes: maximum time between two ``last.ckpt`` within an epoch; None writes none there.
+    """
+
+    def __init__(
+        self, monitor: str = "val/loss", mode: str = "min", minutes: float | None = 10
+    ) -> None:
+        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+        self.minutes = minutes
+        self._saved_at = 0.0
+        self._saved_step: int | None = None
+        self._is_saved = True  # nothing has been trained yet
+        self._has_last = False
+        self._has_trained = False
+        self._validation_cut_off = False
+        self._stepping_batch = -1
+
+    @property
+    def last_path(self) -> Path:
+        """File of the checkpoint to resume from."""
+        return Path(self.dirpath or "") / "last.ckpt"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the checkpoints in the run directory, with any logger or none."""
+        self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    # ------------------------------------------------------------------ when
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; correct what Lightning makes of a finished epoch under max_steps."""
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
+        self._has_last = trainer.strategy.broadcast(self.last_path.exists())
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        if epochs.ready == epochs.processed:
+            trainer.fit_loop.epoch_loop.restarting = False  # it would restart the finished epoch
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save ``last.ckpt`` if this is a new epoch, or the last one is old."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._has_trained = True
+        if not (self._is_saved or self._should_skip(trainer) or accumulates_gradients(trainer)):
+            is_due = batch_idx == 0
+            if not is_due and self.minutes is not None:
+                is_due = time.monotonic() - self._saved_at >= 60 * self.minutes
+                # The processes' clocks differ.
+                is_due = trainer.strategy.reduce_boolean_decision(is_due, all=False)
+            if is_due:
+                self._save_last(trainer)
+        if not pl_module.automatic_optimization:
+            self._note_step(trainer)  # it may take its step at any time from now on
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Note that the weights are about to change."""
+        self._note_step(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note that there is something new to save."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._is_saved = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the first ``last.ckpt``; log a validation that is made up for at its own step."""
+        super().on_validation_start(trainer, pl_module)
+        if trainer.sanity_checking or self._should_skip(trainer):
+            return
+        self._is_saved = False  # on resume the epoch may end without another batch
+        if not self._has_trained:
+            set_logged_step(trainer, trainer.global_step - 1)
+        if not self._has_last and not accumulates_gradients(trainer):
+            self._save_last(trainer, validation_cut_off=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save ``last.ckpt``."""
+        super().on_train_end(trainer, pl_module)
+        if not self._is_saved and not self._should_skip(trainer):
+            self._save_last(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save ``last.ckpt`` when training is interrupted, if the run can resume from this state.
+
+        Lightning's own hook would also write the interrupted state to ``best.ckpt``.
+        """
+        if self._is_saved or self._should_skip(trainer):
+            return
+        # All processes save together. An error in one of them leaves the others waiting.
+        together = isinstance(exception, Interrupted | NonFiniteLossError)
+        if (
+            (trainer.world_size > 1 and not together)
+            or accumulates_gradients(trainer)
+            or self._is_within_step(trainer)
+            or find_non_finite(pl_module)
+        ):
+            rank_zero_info(f"Cannot resume from this state: {self._describe_last()}")
+            return
+        self._save_last(trainer, validation_cut_off=trainer.validating)
+
+    @staticmethod
+    def _should_skip(trainer: Trainer) -> bool:
+        return bool(trainer.fast_dev_run) or trainer.state.fn != TrainerFn.FITTING  # type: ignore[attr-defined]
+
+    def _note_step(self, trainer: Trainer) -> None:
+        self._stepping_batch = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+
+    def _is_within_step(self, trainer: Trainer) -> bool:
+        """Return whether the current batch has begun to change the weights."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        is_unfinished = progress.total.ready != progress.total.completed
+        return is_unfinished and self._stepping_batch == progress.total.completed
+
+    # ------------------------------------------------------------------ what
+
+    def _save_last(self, trainer: Trainer, *, validation_cut_off: bool = False) -> None:
+        self._validation_cut_off = validation_cut_off
+        try:
+            trainer.save_checkpoint(self.last_path, weights_only=False)
+        finally:
+            self._validation_cut_off = False
+        self._has_last = True
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step
+        self._is_saved = not validation_cut_off
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Complete a checkpoint of the run, ``last.ckpt`` or another one.
+
+        Raises:
+            UserError: if a weight is not finite.
+        """
+        name = find_non_finite(pl_module)
+        if name:
+            raise UserError(
+                f"at step {trainer.global_step} {name} is not finite, so no checkpoint is written: "
+                f"{self._describe_last()}; resume there with a lower learning rate or "
+                "--trainer.gradient_clip_val"
+            )
+        for logger in trainer.loggers:  # a run that resumes here does not log it again
+            logger.save()
+        describe_between_batches(checkpoint, validation_cut_off=self._validation_cut_off)
+
+    def _describe_last(self) -> str:
+        if not self._has_last:
+            return "there is no last.ckpt yet"
+        if self._saved_step is None:
+            return "last.ckpt is the one that this run started from"
+        return f"last.ckpt is of step {self._saved_step}"
+
+
+def find_non_finite(module: nn.Module) -> str | None:
+    """Return the name of a parameter or running statistic with a non-finite value, or None."""
+    values = chain(module.named_parameters(), running_statistics(module))
+    return next((name for name, value in values if not bool(value.isfinite().all())), None)

@@ -1,0 +1,158 @@
+"""Exact resume: the same random numbers, batches and statistics as without the interruption."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from engine.loader import Moment, ReproducibleLoader, seed_generators
+from engine.progress import set_logged_step
+from engine.training import TrainingModule
+from errors import UserError
+
+KEY = "reproducibility"
+"""Where a checkpoint holds the identity of its run."""
+
+
+class Reproducibility(Callback):
+    """Make training a function of the seed, and resuming a matter of counting batches.
+
+    With a `ReproducibleLoader` and a `TrainingModule` a resumed run is exact. Ordinary Lightning
+    classes run too: their random numbers are seeded as well, and the log says what is not exact.
+
+    Args:
+        seed: seed of the run. A resumed run keeps the one it began with.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._resumed: dict[str, Any] = {}
+        self._identity: dict[str, Any] = {}
+        self._loader: ReproducibleLoader | None = None
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._step = 0
+
+    # ------------------------------------------------------------------ the identity of a run
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what a resumed run must have in common with this one."""
+        checkpoint[KEY] = self._identity
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep it until the loader is known; keep the seed."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._resumed = checkpoint.get(KEY, {})
+            seed = self._resumed.get("seed", self.seed)
+            if seed != self.seed:
+                rank_zero_info(f"Resuming with the run's own seed {seed} instead of {self.seed}")
+                self.seed = seed
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Connect the loader to the trainer.
+
+        Raises:
+            UserError: if the resumed run would not see the batches that it would have seen.
+        """
+        loader = trainer.train_dataloader
+        self._loader = loader if isinstance(loader, ReproducibleLoader) else None
+        self._identity = {"seed": self.seed, "processes": trainer.world_size}
+        if self._loader is None:
+            self._seed_epoch(trainer)
+        else:
+            self._loader.seed = self.seed
+            self._loader.progress = trainer.fit_loop.epoch_loop.batch_progress.current
+            self._identity |= {
+                "batches": len(self._loader),
+                "fingerprint": self._loader.sampler.fingerprint(),
+            }
+            if self._resumed:
+                check_identity(self._resumed, self._identity, trainer.fit_loop.restarting)
+        self._say_what_is_not_exact(pl_module, loader)
+        self._statistics = [(value, value.clone()) for _, value in running_statistics(pl_module)]
+
+    def _say_what_is_not_exact(self, pl_module: LightningModule, loader: Any) -> None:
+        reasons = []
+        if self._loader is None:
+            kind = type(loader).__name__
+            reasons.append(f"sees its first batches again ({kind} is not an engine loader)")
+        if not isinstance(pl_module, TrainingModule):
+            kind = type(pl_module).__name__
+            reasons.append(f"logs means of its remaining batches ({kind} is no TrainingModule)")
+        if reasons:
+            rank_zero_info(
+                f"Not exact: an epoch that is resumed in its middle {' and '.join(reasons)}"
+            )
+
+    # ------------------------------------------------------------------ random numbers
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed the shuffling of an ordinary loader."""
+        if self._loader is None:
+            self._seed_epoch(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the batch of an ordinary loader; ours has done it when it handed the batch over."""
+        if self._loader is None:
+            moment = Moment(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+            seed_generators(moment, "model")
+        self._step = trainer.global_step
+        set_logged_step(trainer, self._step)
+
+    def _seed_epoch(self, trainer: Trainer) -> None:
+        moment = Moment(self.seed, trainer.current_epoch, 0, trainer.global_rank)
+        seed_generators(moment, "epoch")
+
+    # ------------------------------------------------------------------ the state after a batch
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log at the last optimizer step; remember what the next batch changes before its own."""
+        if trainer.global_step > self._step:
+            set_logged_step(trainer, trainer.global_step - 1)
+        for value, before in self._statistics:
+            before.copy_(value)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Roll the running statistics back to the last finished batch, for the checkpoint."""
+        for value, before in self._statistics:
+            value.copy_(before)
+
+
+def check_identity(resumed: dict[str, Any], now: dict[str, Any], within_epoch: bool) -> None:
+    """Compare the run that wrote a checkpoint with the one that resumes it.
+
+    Raises:
+        UserError: if the number of processes differs, or the batches of an unfinished epoch do.
+    """
+    if resumed["processes"] != now["processes"]:
+        raise UserError(
+            f"the checkpoint was written by {resumed['processes']} processes and cannot be resumed "
+            f"exactly by {now['processes']}: use as many devices"
+        )
+    if within_epoch and any(resumed.get(key) != now[key] for key in ("batches", "fingerprint")):
+        raise UserError(
+            f"the checkpoint's epochs have {resumed.get('batches')} batches, this configuration's "
+            f"{now['batches']}, and they are not the same: resume with the data, batch_size, "
+            "steps_per_execution, seed and number of devices it was trained with"
+        )
+
+
+def running_statistics(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of the statistics that normalization layers collect in training."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, _NormBase):
+            for key, value in layer.named_buffers(recurse=False):
+                yield f"{name}.{key}", value

@@ -1,0 +1,191 @@
+"""Graceful shutdown: a signal stops training where it can resume exactly."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
+
+from engine.progress import accumulates_gradients
+from errors import UserError
+
+GRACE_SECONDS = 60
+"""How long a run may take to the end of its batch after the first SIGTERM."""
+REPEAT_SECONDS = 1
+"""A SIGTERM within this time of the first is the same request: schedulers send several."""
+
+
+class Interrupted(SystemExit):
+    """All processes stop between two batches because of a signal."""
+
+
+class GracefulShutdown(Callback):
+    """Let SIGTERM, Ctrl-C and SLURM's warning stop fit between two batches, in all processes.
+
+    Lightning's handlers act where the signal arrives: SIGUSR1's saves a checkpoint in the middle of
+    a step, and SIGTERM's communicates between processes that may be communicating already. These
+    only take note. Before each batch the processes agree on whether one of them was asked to stop.
+
+    A second Ctrl-C stops at once. A second SIGTERM, or `GRACE_SECONDS` after the first, ends a
+    process that does not come to the end of its batch, even one that hangs in a collective.
+
+    Outside of fit, where there is nothing to save, SIGTERM ends the process as it does any other.
+
+    Args:
+        slurm: SLURM's environment, if it is to start the job again after its warning.
+    """
+
+    def __init__(self, slurm: SLURMEnvironment | None = None) -> None:
+        self._received = 0
+        self._requeue_signal = int(slurm.requeue_signal or 0) if slurm else 0
+        self._watchdog: _Watchdog | None = None
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over from Lightning, which gives them back after fit."""
+        self._listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over from Lightning, which gives them back after fit."""
+        self._listen()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give SIGTERM its usual effect outside of fit."""
+        if trainer.state.fn != "fit":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    on_test_start = on_validation_start
+    on_predict_start = on_validation_start
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop listening."""
+        self._stop_watchdog()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Stop listening: from here on, saving may take its time."""
+        self._stop_watchdog()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop before this batch if asked to."""
+        self._stop_if_asked(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop before this batch if asked to."""
+        if trainer.state.fn == "fit":
+            self._stop_if_asked(trainer)
+
+    def _listen(self) -> None:
+        if self._watchdog is None:
+            self._watchdog = _Watchdog()
+        for number in {signal.SIGTERM, signal.SIGINT, self._requeue_signal} - {0}:
+            signal.signal(number, self._note)
+
+    def _stop_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._received == signal.SIGINT:
+                signal.default_int_handler(number, frame)
+            rank_zero_info("Stopping after this batch; press Ctrl-C again to stop at once.")
+        if self._received != self._requeue_signal or not self._requeue_signal:
+            self._received = number  # SLURM sends SIGTERM after its warning
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if accumulates_gradients(trainer):
+            return  # these gradients are not in a checkpoint
+        if trainer.global_step == trainer.max_steps:
+            return  # all that is left is a validation, which Lightning would not resume
+        number = self._received
+        if trainer.world_size > 1:
+            ours = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(ours, reduce_op="max"))
+        if number:
+            if number == self._requeue_signal and trainer.is_global_zero:
+                self._received = number
+            raise Interrupted(128 + number)
+
+    def requeue(self) -> None:
+        """Ask SLURM to start the job again if it was SLURM that stopped it.
+
+        Raises:
+            UserError: if SLURM refuses.
+        """
+        if not self._received or self._received != self._requeue_signal:
+            return
+        job = os.environ["SLURM_JOB_ID"]
+        if "SLURM_ARRAY_JOB_ID" in os.environ:
+            job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)  # noqa: S607
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(
+                f"SLURM did not requeue job {job} ({error}): submit it again with --ckpt_path last"
+            ) from error
+        rank_zero_info(f"SLURM will start job {job} again; it resumes from last.ckpt")
+
+
+class _Watchdog:
+    """Thread that ends a process which does not react to SIGTERM.
+
+    Python runs signal handlers between two bytecodes of the main thread: never, while that waits
+    in a collective for a process that does not come. The wake-up file descriptor is written by the
+    handler in C, at once.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._previous = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._is_closed = threading.Event()
+        threading.Thread(target=self._watch, name="signal watchdog", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop the thread."""
+        signal.set_wakeup_fd(self._previous)
+        self._is_closed.set()
+        os.close(self._writer)
+
+    def _watch(self) -> None:
+        first: float | None = None
+        with contextlib.closing(os.fdopen(self._reader, "rb", buffering=0)) as signals:
+            while number := signals.read(1):
+                if number[0] != signal.SIGTERM:
+                    continue
+                if first is None:
+                    first = time.monotonic()
+                    threading.Thread(target=self._end_later, daemon=True).start()
+                elif time.monotonic() - first > REPEAT_SECONDS:
+                    self._end("a second SIGTERM")
+
+    def _end_later(self) -> None:
+        if not self._is_closed.wait(GRACE_SECONDS):
+            self._end(f"{GRACE_SECONDS} s after SIGTERM")
+
+    @staticmethod
+    def _end(why: str) -> None:
+        message = f"error: stopped by {why} within a batch: resume with --ckpt_path last\n"
+        sys.stderr.write(message)
+        sys.stderr.flush()
+        os._exit(128 + signal.SIGTERM)

@@ -1,0 +1,227 @@
+"""What training does the same in every task."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from engine.distributed import gather
+from errors import UserError
+
+Losses = Mapping[str, Tensor]
+Sums = dict[str, Tensor | float]
+
+
+class NonFiniteLossError(UserError):
+    """The loss of a step is NaN or infinite; raised in all processes."""
+
+
+class TrainingModule(LightningModule):
+    """LightningModule that logs the mean losses of an epoch and stops at a non-finite one.
+
+    A task implements `training_losses`. The means, ``train/<name>``, are over all items of all
+    processes. Their sums so far are in the checkpoint, so that an epoch that is interrupted and
+    resumed has the same means.
+
+    A batch may hold several optimizer steps: the trainer's hooks cost more than a step of a small
+    network. Such a batch has a method ``steps`` that returns the batch of each step.
+
+    Attributes:
+        batch_type: class of the batches that the task understands.
+    """
+
+    batch_type: type = object
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: Sums = {}
+        self._weight: Tensor | float = 0.0
+        self._pending: list[tuple[Mapping[str, Tensor | float], Tensor | float]] = []
+
+    def training_losses(self, batch: Any) -> tuple[Losses, Tensor | float]:
+        """Compute the losses of the batch of one step.
+
+        Returns:
+            Mean losses by name, of which ``loss`` is minimized, and the number of items that they
+            are means over.
+        """
+        raise NotImplementedError
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check that the data are of this task.
+
+        Raises:
+            UserError: if they are not.
+        """
+        if not isinstance(batch, self.batch_type):
+            data = type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
+            raise UserError(
+                f"{type(self).__name__} needs batches of type {self.batch_type.__name__}, but "
+                f"{data} yields {type(batch).__name__}"
+            )
+
+    on_validation_batch_start = on_train_batch_start
+    on_test_batch_start = on_train_batch_start
+    on_predict_batch_start = on_train_batch_start
+
+    # ------------------------------------------------------------------ steps
+
+    def setup(self, stage: str) -> None:
+        """Leave the optimizer to the trainer unless a batch has several steps.
+
+        Raises:
+            UserError: if a setting of the trainer needs one step per batch.
+        """
+        trainer = self.trainer
+        steps = getattr(trainer.datamodule, "steps_per_execution", 1)  # type: ignore[attr-defined]
+        self.automatic_optimization = steps == 1
+        if steps > 1 and (trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1):
+            raise UserError(
+                "trainer.gradient_clip_val and trainer.accumulate_grad_batches need "
+                "--data.init_args.steps_per_execution=1"
+            )
+
+    def training_step(self, batch: Any) -> Tensor | None:
+        """Return the loss; or take the steps of a batch that has several."""
+        if not self.automatic_optimization:
+            self._take_steps(batch)
+            return None
+        losses, weight = self.training_losses(batch)
+        value = float(losses["loss"].detach())
+        self.check_finite(value, batch, self.global_step)
+        self.add_losses({name: loss.detach() for name, loss in losses.items()}, weight)
+        return losses["loss"]
+
+    def _take_steps(self, batch: Any) -> None:
+        first_step = self.global_step
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        backward, step = self.manual_backward, optimizer.step  # type: ignore[union-attr]
+        if self._needs_no_trainer():
+            backward, step = Tensor.backward, self._step_uncalled
+        taken = []
+        for part in batch.steps():
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            losses, weight = self.training_losses(part)
+            taken.append((part, {k: loss.detach() for k, loss in losses.items()}, weight))
+            backward(losses["loss"])
+            step()
+            if schedule is not None:
+                schedule.step()  # type: ignore[union-attr]
+            if self.trainer.global_step == self.trainer.max_steps:
+                break
+        # Checked together, so that a GPU need not be waited for in each step. Nothing is saved of
+        # a batch with a non-finite loss.
+        values = torch.stack([losses["loss"] for _, losses, _ in taken]).tolist()
+        bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), 0)
+        self.check_finite(values[bad], taken[bad][0], first_step + bad)
+        for _, losses, weight in taken:
+            self.add_losses(losses, weight)
+
+    def _needs_no_trainer(self) -> bool:
+        """Return whether the trainer's backward and step only add hooks to PyTorch's.
+
+        The hooks, which nothing here uses, cost a fifth of a small network's step.
+        """
+        alone = isinstance(self.trainer.strategy, SingleDeviceStrategy)
+        return alone and getattr(self.trainer.precision_plugin, "scaler", None) is None
+
+    def _step_uncalled(self) -> None:
+        """Take the optimizer's step and count it, without the trainer's hooks."""
+        self.count_step_started()
+        self.optimizers(use_pl_optimizer=False).step()  # type: ignore[union-attr]
+        self.count_step_completed()
+
+    def count_step_started(self) -> None:
+        """Tell the trainer that an optimizer step begins which it does not take itself."""
+        self._step_progress().increment_ready()
+
+    def count_step_completed(self) -> None:
+        """Tell the trainer that the step is complete: ``global_step`` counts it."""
+        self._step_progress().increment_completed()
+
+    def _step_progress(self) -> Any:
+        return self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+
+    def on_fit_start(self) -> None:
+        """Check the schedule.
+
+        Raises:
+            UserError: if it needs a validation metric after steps that the trainer does not take.
+        """
+        configs = self.trainer.lr_scheduler_configs
+        if not self.automatic_optimization and any(c.reduce_on_plateau for c in configs):
+            raise UserError("ReduceLROnPlateau needs --data.init_args.steps_per_execution=1")
+
+    def check_finite(self, value: float, batch: Any, step: int) -> None:
+        """Stop all processes if the loss of a step is non-finite in one of them.
+
+        Raises:
+            NonFiniteLossError: then; names step and batch.
+        """
+        ours = finite = math.isfinite(value)
+        if self.trainer.world_size > 1:
+            finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
+        if finite:
+            return
+        found = gather([] if ours else [f"{value} on {describe(batch)}"])
+        raise NonFiniteLossError(
+            f"the loss of step {step} is {' and '.join(found)}: look at them, lower the learning "
+            "rate, or set --trainer.gradient_clip_val"
+        )
+
+    # ------------------------------------------------------------------ means over an epoch
+
+    def add_losses(self, losses: Mapping[str, Tensor | float], weight: Tensor | float) -> None:
+        """Add mean losses to the epoch's.
+
+        Args:
+            losses: mean losses by name, without gradients.
+            weight: number of items that they are means over.
+        """
+        self._pending.append((losses, weight))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Commit the losses of the batch: a batch that fails leaves none."""
+        # With small networks a `self.log` or a metric in each step costs as much as the step.
+        for losses, weight in self._pending:
+            for name, loss in losses.items():
+                self._sums[name] = self._sums.get(name, 0.0) + loss * weight
+            self._weight = self._weight + weight
+        self._pending = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the sums of the losses so far in each process."""
+        checkpoint["loss_sums"] = gather([self._to_floats()])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the sums: a run that resumes within an epoch does not start that epoch."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            sums = checkpoint.get("loss_sums", [])
+            if self.global_rank < len(sums):
+                self._sums, self._weight = sums[self.global_rank]
+
+    def on_train_epoch_start(self) -> None:
+        """Start the sums."""
+        self._sums, self._weight = {}, 0.0
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean losses."""
+        processes = gather([self._to_floats()])
+        weight = sum(weight for _, weight in processes)
+        for name in self._sums:
+            self.log(f"train/{name}", sum(sums[name] for sums, _ in processes) / weight)
+
+    def _to_floats(self) -> tuple[dict[str, float], float]:
+        return {name: float(total) for name, total in self._sums.items()}, float(self._weight)
+
+
+def describe(batch: Any) -> str:
+    """Return size and examples of a batch, for a message."""
+    if hasattr(batch, "describe"):
+        return str(batch.describe())
+    return f"a batch of type {type(batch).__name__}"

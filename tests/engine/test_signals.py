@@ -1,0 +1,254 @@
+"""Signals to runs as a user starts them: progress bar and all defaults."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import read_rows
+from tests.conftest import CONFIGS, ROOT
+
+PLAIN = ["--model=tests.outside.PlainModule", "--data=tests.outside.PlainDataModule"]
+
+
+class Started:
+    """A command line in a session of its own, with its output in a file.
+
+    Args:
+        args: arguments of ``cli.py``.
+        folder: folder of the run directory ``run`` and of the output.
+        before: Python that runs before the command line.
+    """
+
+    def __init__(self, args: list[str], folder: Path, before: str = "") -> None:
+        self.run = folder / "run"
+        self.log = folder / "output.txt"
+        args = [*args, f"--trainer.default_root_dir={folder}", "--experiment=run"]
+        command = [sys.executable, "cli.py", *args]
+        if before:
+            command = [sys.executable, "-c", f"{before}\nimport cli; cli.main({args})"]
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+
+    def wait_for(self, path: Path) -> None:
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"no {path}: {self.log.read_text()}"
+            time.sleep(0.05)
+
+    def end(self, timeout: float = 60) -> str:
+        """Wait for the end and return the output; a run that hangs fails the test."""
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {timeout} s: {self.log.read_text()}")
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.process.wait()
+
+
+@pytest.fixture
+def started() -> Iterator[list[Started]]:
+    """Runs to be killed when the test is over."""
+    runs: list[Started] = []
+    yield runs
+    for run in runs:
+        run.kill()
+
+
+def logistic_regression(retinas: Path, *extra: str) -> list[str]:
+    config = CONFIGS / "octmnist_logistic_regression.yaml"
+    return ["--config", str(config), f"--data.init_args.file={retinas}", *extra]
+
+
+TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+@pytest.mark.parametrize("task", ["images", "speech", "plain"])
+def test_two_processes_with_all_defaults_come_to_their_end(
+    task: str, retinas: Path, small: list[str], tmp_path: Path, started: list[Started]
+) -> None:
+    """The progress bar asks for metrics in one process only, which must not communicate."""
+    args = {
+        "images": logistic_regression(retinas, "--trainer.max_epochs=2"),
+        "speech": [*small, "--trainer.enable_progress_bar=true"],
+        "plain": [*PLAIN, "--trainer.max_epochs=2"],
+    }[task]
+    fit = Started(["fit", *args, *TWO], tmp_path)
+    started.append(fit)
+    output = fit.end(120)
+    assert fit.process.returncode == 0, output
+    assert "Epoch 1/1" in output  # the progress bar
+    for noise in ("Warning", "Tip:", "sync_dist", "terminate called", "Traceback"):
+        assert noise not in output
+    losses = [
+        row["train/loss"] for row in read_rows(fit.run / "metrics.csv") if "train/loss" in row
+    ]
+    assert task == "plain" or len(losses) == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "devices"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)],
+    ids=["SIGTERM", "SIGINT", "SIGTERM, two processes"],
+)
+def test_an_interrupted_run_resumes_in_its_directory(
+    how: signal.Signals, devices: int, small: list[str], tmp_path: Path, started: list[Started]
+) -> None:
+    args = [*small, "--trainer.enable_progress_bar=true"]
+    args += ["--lr_scheduler.init_args.total_steps=100000"]
+    if devices > 1:
+        args += [*TWO, "--data.init_args.batch_size=4"]
+    else:
+        args += ["--data.init_args.num_workers=1"]
+    fit = Started(["fit", *args, "--trainer.max_epochs=100000"], tmp_path)
+    started.append(fit)
+    best, last = (fit.run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    fit.wait_for(best)
+    if devices > 1:
+        fit.process.send_signal(how)
+    else:
+        os.killpg(fit.process.pid, how)  # loader workers too, as terminals and schedulers do
+    output = fit.end()
+    assert fit.process.returncode == 128 + how, output
+    for noise in ("Traceback", "Tip:", "litlogger", "LeafSpec", "deprecated", "terminate called"):
+        assert noise not in output
+    # The interrupted state is last, not best: best is of the end of an epoch.
+    reached = torch.load(last, weights_only=True)
+    steps = torch.load(best, weights_only=True)["global_step"]
+    assert steps % 3 == 0
+    assert steps <= reached["global_step"]
+    epochs = reached["epoch"] + 2
+    resumed = Started(
+        ["fit", *args, f"--trainer.max_epochs={epochs}", "--ckpt_path=last"], tmp_path
+    )
+    started.append(resumed)
+    output = resumed.end()
+    assert resumed.process.returncode == 0, output
+    assert torch.load(last, weights_only=True)["global_step"] == 3 * epochs
+    rows = read_rows(fit.run / "metrics.csv")
+    logged = [int(row["step"]) for row in rows if "train/loss_step" in row]
+    assert logged == list(range(3 * epochs))
+    assert sum("val/cer" in row for row in rows) == epochs
+
+
+def test_ordinary_lightning_classes_are_stopped_resume_test_and_predict(
+    tmp_path: Path, started: list[Started]
+) -> None:
+    """The log says once what is not exact."""
+    args = [*PLAIN, f"--model.init_args.stream={tmp_path / 'stream'}"]
+    fit = Started(["fit", *args, "--trainer.max_epochs=100000"], tmp_path)
+    started.append(fit)
+    fit.wait_for(fit.run / "checkpoints" / "best.ckpt")
+    fit.process.send_signal(signal.SIGTERM)
+    output = fit.end()
+    assert fit.process.returncode == 143, output
+    assert output.count("Not exact: an epoch that is resumed in its middle") == 1
+    assert "DataLoader is not an engine loader" in output
+    assert "PlainModule is no TrainingModule" in output
+    assert "Traceback" not in output
+    reached = torch.load(fit.run / "checkpoints" / "last.ckpt", weights_only=True)
+    epochs = reached["epoch"] + 2
+    for stage in ("fit", "test", "predict"):
+        more = [f"--trainer.max_epochs={epochs}", "--ckpt_path=last"]
+        run = Started([stage, *args, *more], tmp_path)
+        started.append(run)
+        output = run.end()
+        assert run.process.returncode == 0, output
+        assert "Traceback" not in output
+    last = torch.load(fit.run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 8 * epochs
+    steps = [int(line.split()[0]) for line in (tmp_path / "stream").read_text().splitlines()]
+    assert steps == list(range(8 * epochs))
+
+
+def test_an_error_of_ordinary_classes_is_not_hidden(tmp_path: Path, started: list[Started]) -> None:
+    fit = Started(["fit", *PLAIN, "--model.init_args.fail_at=9"], tmp_path)
+    started.append(fit)
+    output = fit.end()
+    assert fit.process.returncode == 1
+    assert output.strip().splitlines()[-1] == "RuntimeError: the user's own error"
+    last = torch.load(fit.run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 9  # before the step that failed
+    resumed = Started(["fit", *PLAIN, "--trainer.max_epochs=2", "--ckpt_path=last"], tmp_path)
+    started.append(resumed)
+    output = resumed.end()
+    assert resumed.process.returncode == 0, output
+
+
+def test_a_second_sigterm_ends_a_run_that_hangs_in_a_collective(
+    retinas: Path, tmp_path: Path, started: list[Started]
+) -> None:
+    """The first process waits in C for the second, where Python runs no signal handler."""
+    hang = ["--trainer.callbacks+=tests.stopping.HangAt", "--trainer.callbacks.rank=1"]
+    hang += [f"--trainer.callbacks.file={tmp_path / 'hangs'}"]
+    fit = Started(["fit", *logistic_regression(retinas, *hang), *TWO], tmp_path)
+    started.append(fit)
+    fit.wait_for(tmp_path / "hangs")
+    time.sleep(1)  # the first process goes on to where it waits
+    fit.process.send_signal(signal.SIGTERM)
+    time.sleep(2)
+    assert fit.process.poll() is None
+    fit.process.send_signal(signal.SIGTERM)
+    output = fit.end(10)
+    assert fit.process.returncode == 143
+    assert "error: stopped by a second SIGTERM within a batch" in output
+
+
+def test_a_run_that_does_not_come_to_the_end_of_its_batch_ends_after_the_grace_period(
+    retinas: Path, tmp_path: Path, started: list[Started]
+) -> None:
+    hang = ["--trainer.callbacks+=tests.stopping.HangAt"]
+    hang += [f"--trainer.callbacks.file={tmp_path / 'hangs'}"]
+    grace = "import engine.signals; engine.signals.GRACE_SECONDS = 2"
+    fit = Started(["fit", *logistic_regression(retinas, *hang)], tmp_path, before=grace)
+    started.append(fit)
+    fit.wait_for(tmp_path / "hangs")
+    fit.process.send_signal(signal.SIGTERM)
+    output = fit.end(20)
+    assert fit.process.returncode == 143
+    assert "error: stopped by 2 s after SIGTERM within a batch" in output
+
+
+def test_sigterm_ends_a_test_at_once(retinas: Path, tmp_path: Path, started: list[Started]) -> None:
+    hang = ["--trainer.callbacks+=tests.stopping.HangAt"]
+    hang += [f"--trainer.callbacks.file={tmp_path / 'hangs'}"]
+    test = Started(["test", *logistic_regression(retinas, *hang), "--ckpt_path=none"], tmp_path)
+    started.append(test)
+    test.wait_for(tmp_path / "hangs")
+    test.process.send_signal(signal.SIGTERM)
+    test.end(10)
+    assert test.process.returncode == -signal.SIGTERM  # 143 in a shell
+
+
+def test_an_error_in_one_of_two_processes_ends_both_with_one_line(
+    tmp_path: Path, started: list[Started]
+) -> None:
+    fail = "--model.init_args.fail_rank=1"
+    fit = Started(["fit", *PLAIN, *TWO, "--model.init_args.fail_at=3", fail], tmp_path)
+    started.append(fit)
+    output = fit.end()
+    assert fit.process.returncode == 1, output
+    assert "RuntimeError: the user's own error" in output
+    assert re.search(r"^error: another process of this run has ended", output, re.MULTILINE)
+    assert "terminate called" not in output

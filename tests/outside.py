@@ -1,0 +1,74 @@
+"""Ordinary Lightning classes, as a user from outside this project writes them."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class PlainModule(LightningModule):
+    """A regression with dropout, batch norm and means over the epoch, all of Lightning's own.
+
+    Args:
+        fail_at: step at which ``training_step`` raises; -1 for none.
+        fail_rank: of several processes, the one that fails.
+        stream: file to append each step's examples to.
+    """
+
+    def __init__(self, fail_at: int = -1, fail_rank: int = 0, stream: str = "") -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)
+        )
+        self.fail_at = fail_at
+        self.fail_rank = fail_rank
+        self.stream = stream
+
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        x, y = batch
+        if self.global_step == self.fail_at and self.global_rank == self.fail_rank:
+            raise RuntimeError("the user's own error")
+        if self.stream:
+            with open(self.stream, "a", encoding="utf-8") as file:  # noqa: PTH123
+                file.write(f"{self.global_step} {x[:, 0].tolist()}\n")
+        loss = (self.network(x)[:, 0] - y).square().mean()
+        self.log("train/loss", loss, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: list[Tensor]) -> None:
+        x, y = batch
+        self.log("val/loss", (self.network(x)[:, 0] - y).square().mean(), prog_bar=True)
+
+    def test_step(self, batch: list[Tensor]) -> None:
+        x, y = batch
+        self.log("test/loss", (self.network(x)[:, 0] - y).square().mean())
+
+    def predict_step(self, batch: list[Tensor]) -> Tensor:
+        return self.network(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class PlainDataModule(LightningDataModule):
+    """Random numbers and their sum.
+
+    Args:
+        size: number of examples.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        super().__init__()
+        x = torch.randn(size, 4, generator=torch.Generator().manual_seed(0))
+        self.data = TensorDataset(x, x.sum(1))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.data, batch_size=8, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.data, batch_size=8)
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
