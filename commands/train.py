@@ -32,7 +32,6 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from engine import (
-    CurrentBatch,
     DurableCheckpointIO,
     GracefulShutdown,
     Interrupted,
@@ -85,7 +84,6 @@ class SuiteCLI(LightningCLI):
 
     run: RunDirectory
     shutdown: GracefulShutdown
-    current: CurrentBatch
     checkpoint_name: str | None
     checkpoint: Path | None
     resume_step: int
@@ -175,11 +173,9 @@ class SuiteCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         self.shutdown = GracefulShutdown(find_slurm(plugins))
-        self.current = CurrentBatch()
-        seed = config.seed_everything
         # Shutdown comes first: it stops before the others have seen the next batch. The others
         # come last: averaged weights are swapped out before a checkpoint is saved.
-        engine = [self.current, OptimizerSettings(), Reproducibility(int(seed))]
+        engine = [OptimizerSettings(), Reproducibility(int(config.seed_everything))]
         kwargs["callbacks"] = [self.shutdown, *(trainer.callbacks or []), *engine]
         if self.subcommand != "fit":
             kwargs["logger"] = False
@@ -256,8 +252,8 @@ class SuiteCLI(LightningCLI):
         if isinstance(error, Interrupted):
             self.shutdown.requeue()
         if is_out_of_memory(error):
-            batch = self.current.batch
-            at = "the model, before any batch" if batch is None else describe(batch)
+            batch = getattr(self.model, "current_batch", None)
+            at = "a step of the model" if batch is None else describe(batch)
             raise UserError(
                 f"out of memory ({str(error).partition('. ')[0]}) at {at}: lower "
                 "--data.init_args.batch_size"

@@ -7,7 +7,6 @@ happened: `Reproducibility` makes every random choice a function of (seed, epoch
 
 from engine.checkpoint_io import DurableCheckpointIO
 from engine.checkpoints import RunCheckpoint
-from engine.current_batch import CurrentBatch
 from engine.distributed import gather, is_lost_peer, leave_process_group
 from engine.loader import EpochSampler, ReproducibleLoader, outlive_signals
 from engine.metrics_csv import MetricsCSV, read_rows
@@ -19,7 +18,6 @@ from engine.signals import GracefulShutdown, Interrupted
 from engine.training import NonFiniteLossError, TrainingModule, describe
 
 __all__ = [
-    "CurrentBatch",
     "DurableCheckpointIO",
     "EpochSampler",
     "GracefulShutdown",

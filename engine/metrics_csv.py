@@ -3,14 +3,11 @@
 import csv
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
-
-FLUSH_EVERY = 100
-"""Rows that are kept in memory at most."""
 
 
 class MetricsCSV(Logger):
@@ -32,9 +29,8 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = folder / "metrics.csv"
         self.resume_step = resume_step
-        self._columns: list[str] = []
-        self._rows: list[dict[str, Any]] = []
-        self._is_open = False
+        self._columns = ["epoch", "step"]
+        self._file: IO[str] | None = None
 
     @property
     def log_dir(self) -> str:
@@ -49,46 +45,41 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Add a row."""
-        values = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
-        self._rows.append({"step": step, **values})
-        if len(self._rows) >= FLUSH_EVERY:
-            self.save()
+        """Write a row."""
+        row = {k: v.item() if isinstance(v, Tensor) else v for k, v in metrics.items()}
+        new = sorted(set(row) - set(self._columns))
+        if self._file is None or new:
+            self._reopen(new)
+        csv.DictWriter(self._file, self._columns).writerow({"step": step, **row})  # type: ignore[arg-type]
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the rows that are still in memory."""
-        if not self._is_open:
-            self._open()
-        new = [key for row in self._rows for key in row if key not in self._columns]
-        if new:
-            earlier = read_rows(self.path)
-            self._columns = sorted({*self._columns, *new})
-            self._rewrite(earlier)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerows(self._rows)
-        self._rows = []
+        """Flush the file."""
+        if self._file is not None:
+            self._file.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the rows that are still in memory."""
-        if self._rows:
-            self.save()
+        """Flush the file."""
+        self.save()
 
-    def _open(self) -> None:
-        """Keep the rows of the steps before the resumed one."""
-        self._is_open = True
+    def _reopen(self, new: list[str]) -> None:
+        """Open the file with further columns; the first time, drop the steps to be taken again."""
+        rows = []
+        if self._file is not None:
+            self._file.close()
+            rows = read_rows(self.path)
+        elif self.path.exists():
+            rows = [row for row in read_rows(self.path) if int(row["step"]) < self.resume_step]
+            new += sorted({key for row in rows for key in row} - {*self._columns, *new})
+        self._columns += new
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_rows(self.path) if int(row["step"]) < self.resume_step]
-        self._columns = sorted({"epoch", "step"} | {key for row in rows for key in row})
-        self._rewrite(rows)
-
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
         part = self.path.with_suffix(".csv.part")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        self._file = part.open("w", newline="", encoding="utf-8")
+        writer = csv.DictWriter(self._file, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        self._file.flush()
         part.replace(self.path)
 
 

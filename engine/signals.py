@@ -1,14 +1,14 @@
 """Graceful shutdown: a signal stops training where it can resume exactly."""
 
-import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -47,7 +47,7 @@ class GracefulShutdown(Callback):
     def __init__(self, slurm: SLURMEnvironment | None = None) -> None:
         self._received = 0
         self._requeue_signal = int(slurm.requeue_signal or 0) if slurm else 0
-        self._watchdog: _Watchdog | None = None
+        self._pipe: int | None = None
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which gives them back after fit."""
@@ -66,14 +66,17 @@ class GracefulShutdown(Callback):
     on_predict_start = on_validation_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop listening."""
-        self._stop_watchdog()
+        """Stop watching."""
+        if self._pipe is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._pipe)
+            self._pipe = None
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Stop listening: from here on, saving may take its time."""
-        self._stop_watchdog()
+        """Stop watching: from here on, saving may take its time."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -94,15 +97,13 @@ class GracefulShutdown(Callback):
             self._stop_if_asked(trainer)
 
     def _listen(self) -> None:
-        if self._watchdog is None:
-            self._watchdog = _Watchdog()
+        if self._pipe is None:
+            reader, self._pipe = os.pipe()
+            os.set_blocking(self._pipe, False)
+            signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+            threading.Thread(target=_watch, args=(reader,), daemon=True).start()
         for number in {signal.SIGTERM, signal.SIGINT, self._requeue_signal} - {0}:
             signal.signal(number, self._note)
-
-    def _stop_watchdog(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.close()
-            self._watchdog = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -122,8 +123,7 @@ class GracefulShutdown(Callback):
             ours = torch.tensor(number, device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(ours, reduce_op="max"))
         if number:
-            if number == self._requeue_signal and trainer.is_global_zero:
-                self._received = number
+            self._received = number
             raise Interrupted(128 + number)
 
     def requeue(self) -> None:
@@ -146,46 +146,28 @@ class GracefulShutdown(Callback):
         rank_zero_info(f"SLURM will start job {job} again; it resumes from last.ckpt")
 
 
-class _Watchdog:
-    """Thread that ends a process which does not react to SIGTERM.
+def _watch(reader: int) -> None:
+    """End a process that does not react to SIGTERM; runs in a thread until the pipe is closed.
 
     Python runs signal handlers between two bytecodes of the main thread: never, while that waits
-    in a collective for a process that does not come. The wake-up file descriptor is written by the
-    handler in C, at once.
+    in a collective for a process that does not come. The pipe is written in C, at once.
     """
+    first: float | None = None
+    while True:
+        left = None if first is None else max(first + GRACE_SECONDS - time.monotonic(), 0)
+        if not select.select([reader], [], [], left)[0]:
+            _end(f"{GRACE_SECONDS} s after SIGTERM")
+        number = os.read(reader, 1)
+        if not number:
+            os.close(reader)
+            return
+        if number[0] == signal.SIGTERM:
+            if first is not None and time.monotonic() - first > REPEAT_SECONDS:
+                _end("a second SIGTERM")
+            first = first or time.monotonic()
 
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._previous = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._is_closed = threading.Event()
-        threading.Thread(target=self._watch, name="signal watchdog", daemon=True).start()
 
-    def close(self) -> None:
-        """Stop the thread."""
-        signal.set_wakeup_fd(self._previous)
-        self._is_closed.set()
-        os.close(self._writer)
-
-    def _watch(self) -> None:
-        first: float | None = None
-        with contextlib.closing(os.fdopen(self._reader, "rb", buffering=0)) as signals:
-            while number := signals.read(1):
-                if number[0] != signal.SIGTERM:
-                    continue
-                if first is None:
-                    first = time.monotonic()
-                    threading.Thread(target=self._end_later, daemon=True).start()
-                elif time.monotonic() - first > REPEAT_SECONDS:
-                    self._end("a second SIGTERM")
-
-    def _end_later(self) -> None:
-        if not self._is_closed.wait(GRACE_SECONDS):
-            self._end(f"{GRACE_SECONDS} s after SIGTERM")
-
-    @staticmethod
-    def _end(why: str) -> None:
-        message = f"error: stopped by {why} within a batch: resume with --ckpt_path last\n"
-        sys.stderr.write(message)
-        sys.stderr.flush()
-        os._exit(128 + signal.SIGTERM)
+def _end(why: str) -> NoReturn:
+    sys.stderr.write(f"error: stopped by {why} within a batch: resume with --ckpt_path last\n")
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGTERM)

@@ -33,9 +33,11 @@ class TrainingModule(LightningModule):
 
     Attributes:
         batch_type: class of the batches that the task understands.
+        current_batch: latest batch of any stage; None before the first.
     """
 
     batch_type: type = object
+    current_batch: Any = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,11 +55,12 @@ class TrainingModule(LightningModule):
         raise NotImplementedError
 
     def on_train_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Check that the data are of this task.
+        """Remember the batch for messages, and check that it is of this task.
 
         Raises:
-            UserError: if they are not.
+            UserError: if it is not.
         """
+        self.current_batch = batch
         if not isinstance(batch, self.batch_type):
             data = type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
             raise UserError(
