@@ -1,4 +1,4 @@
-"""What a classifier predicts: a file of probabilities, and pictures in TensorBoard."""
+"""Predictions of a classifier: a file of probabilities, and pictures in TensorBoard."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ProbabilityWriter(Callback):
-    """Write ``predictions.csv``: for each image its index and the probability of each class."""
+    """Write ``predictions.csv``: index and class probabilities of each image."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, list[float]]] = []
@@ -39,8 +39,8 @@ class ProbabilityWriter(Callback):
         rows = sorted(gather(self._rows))
         self._rows = []
         if trainer.is_global_zero:
-            classes = trainer.datamodule.class_names  # type: ignore[attr-defined]
-            lines = [",".join(["index", *(name.replace(",", "") for name in classes)])]
+            names = class_names(pl_module)
+            lines = [",".join(["index", *(name.replace(",", "") for name in names)])]
             lines += [",".join([str(i), *(f"{p:.6f}" for p in row)]) for i, row in rows]
             path = Path(trainer.default_root_dir) / "predictions.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +52,9 @@ class ClassificationPictures(Callback):
     """Show the confusion matrix, misclassified images and first filters while training.
 
     Args:
-        images: most misclassified images to show, the surest first.
-        every_n_epochs: how often; and after the last one. Drawing takes about half a second, more
-            than an epoch of the smallest models.
+        images: maximum number of misclassified images to show, the most confident first.
+        every_n_epochs: number of epochs between two drawings; the last epoch is drawn too. Drawing
+            takes about half a second, more than an epoch of the smallest models.
     """
 
     def __init__(self, images: int = 16, every_n_epochs: int = 5) -> None:
@@ -71,7 +71,7 @@ class ClassificationPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect a batch where there is somewhere to show it."""
+        """Collect a batch if it will be shown."""
         if self._board(trainer) is not None:
             probabilities = outputs["logits"].softmax(-1).cpu()
             self._seen.append((batch.images.cpu(), batch.labels.cpu(), probabilities))
@@ -86,13 +86,13 @@ class ClassificationPictures(Callback):
         )
         self._seen = []
         writer, step = board.experiment, trainer.global_step
-        classes = trainer.datamodule.class_names  # type: ignore[attr-defined]
-        sureness, predicted = probabilities.max(-1)
+        classes = class_names(pl_module)
+        confidence, predicted = probabilities.max(-1)
         confusion = torch.zeros(len(classes), len(classes), dtype=torch.long)
         confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
         writer.add_figure("confusion", draw_confusion(confusion, classes), step)
         wrong = (predicted != labels).nonzero().flatten()
-        wrong = wrong[sureness[wrong].argsort(descending=True)][: self.images]
+        wrong = wrong[confidence[wrong].argsort(descending=True)][: self.images]
         titles = [f"{classes[labels[i]][:12]} as\n{classes[predicted[i]][:12]}" for i in wrong]
         if titles:
             writer.add_figure("misclassified", draw_images(images[wrong], titles), step)
@@ -110,22 +110,28 @@ class ClassificationPictures(Callback):
         return next((lg for lg in trainer.loggers if isinstance(lg, TensorBoardLogger)), None)
 
 
-def first_filters(module: nn.Module, shape: torch.Size, most: int = 32) -> Tensor | None:
-    """Return what the first layer looks for as images (filters, channels, height, width).
+def class_names(module: LightningModule) -> list[str]:
+    """Return the names of the classes that a classifier distinguishes."""
+    names: Any = module.class_names
+    return list(names)
 
-    Rows of a linear layer are folded to ``shape``; None if the first layer is of another kind.
+
+def first_filters(module: nn.Module, shape: torch.Size, limit: int = 32) -> Tensor | None:
+    """Return the weights of the first layer as images (filters, channels, height, width).
+
+    Rows of a linear layer are folded to ``shape``. Returns None for any other kind of layer.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            return layer.weight.detach().cpu()[:most]
+            return layer.weight.detach().cpu()[:limit]
         if isinstance(layer, nn.Linear) and layer.in_features == shape.numel():
-            return layer.weight.detach().cpu()[:most].unflatten(1, shape)
+            return layer.weight.detach().cpu()[:limit].unflatten(1, shape)
     return None
 
 
 def draw_confusion(confusion: Tensor, classes: list[str]) -> "Figure":
-    """Draw counts (labels, predictions), coloured by the fraction of their label."""
-    from matplotlib.figure import Figure  # late: only who looks pays for the import
+    """Draw counts (labels, predictions), coloured by their fraction of the label."""
+    from matplotlib.figure import Figure  # late: importing it takes long
 
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
@@ -141,7 +147,7 @@ def draw_confusion(confusion: Tensor, classes: list[str]) -> "Figure":
 
 
 def draw_images(images: Tensor, titles: list[str], columns: int = 8) -> "Figure":
-    """Draw images (N, channels, height, width) in rows; each has its own range of values."""
+    """Draw images (N, channels, height, width) in rows, each scaled to its own range of values."""
     from matplotlib.figure import Figure
 
     rows = -(-len(images) // columns)

@@ -1,4 +1,4 @@
-"""What the recognizer wrote: files for test and predict, and a short table to look at."""
+"""Transcripts of the recognizer: files for test and predict, and a short table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,25 +8,24 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.speech import Clip, SpeechBatch
+from datamodules.speech import SpeechBatch
 from engine import gather
-from lightning_modules.speech_recognizer import Transcripts
 
 
 class TranscriptWriter(Callback):
     """Write transcripts to the run directory, in the order of the data set.
 
     ``test`` writes ``test_transcripts.csv``, lines ``id|reference|prediction`` with the reference
-    as the vocabulary spells it, and prints the first ones; ``predict`` writes ``predictions.csv``,
-    lines ``id|transcript``, and prints them.
+    as the vocabulary spells it, and prints the first ones. ``predict`` writes ``predictions.csv``,
+    lines ``id|transcript``, and prints the first ones.
 
     Args:
-        examples: most transcripts to print.
+        examples: maximum number of transcripts to print.
     """
 
     def __init__(self, examples: int = 8) -> None:
         self.examples = examples
-        self._transcripts: Transcripts = []
+        self._rows: list[tuple[int, tuple[str, ...]]] = []
 
     def on_test_batch_end(
         self,
@@ -38,46 +37,35 @@ class TranscriptWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect a batch."""
-        self._transcripts += outputs["transcripts"]
+        self._collect(batch, outputs["references"], outputs["transcripts"])
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Transcripts,
+        outputs: list[str],
         batch: SpeechBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Collect a batch."""
-        self._transcripts += outputs
+        self._collect(batch, outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the test's transcripts."""
-        data = trainer.datamodule.datasets["test"]  # type: ignore[attr-defined]
-        spell = data.vocabulary
-        rows = [
-            (clip.id, spell.decode(spell.encode(clip.text)), text)
-            for clip, text in self._collect(data.clips)
-        ]
-        self._report(trainer, "test_transcripts.csv", ("id", "reference", "prediction"), rows)
+        self._report(trainer, "test_transcripts.csv", ("id", "reference", "prediction"))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the predictions."""
-        datasets = trainer.datamodule.datasets  # type: ignore[attr-defined]
-        clips = (datasets.get("predict") or datasets["test"]).clips
-        rows = [(clip.id, text) for clip, text in self._collect(clips)]
-        self._report(trainer, "predictions.csv", ("id", "transcript"), rows)
+        self._report(trainer, "predictions.csv", ("id", "transcript"))
 
-    def _collect(self, clips: list[Clip]) -> list[tuple[Clip, str]]:
-        """Gather all processes' transcripts, in the order of the clips."""
-        transcripts = sorted(gather(self._transcripts))
-        self._transcripts = []
-        return [(clips[i], text) for i, text in transcripts]
+    def _collect(self, batch: SpeechBatch, *columns: list[str]) -> None:
+        rows = zip(batch.ids, *columns, strict=True)
+        self._rows += zip(batch.indices.tolist(), rows, strict=True)
 
-    def _report(
-        self, trainer: Trainer, filename: str, header: Sequence[str], rows: Sequence[Sequence[str]]
-    ) -> None:
+    def _report(self, trainer: Trainer, filename: str, header: Sequence[str]) -> None:
+        rows = [row for _, row in sorted(gather(self._rows))]
+        self._rows = []
         if not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / filename

@@ -57,6 +57,9 @@ LINKS = (
     ("channels", "network.init_args.channels"),
     ("inputs", "network.init_args.inputs"),
     ("dimension", "network.init_args.dimension"),
+    ("dimension", "dimension"),
+    ("low", "low"),
+    ("high", "high"),
     ("low", "network.init_args.low"),
     ("high", "network.init_args.high"),
 )
@@ -66,8 +69,8 @@ A link applies where the data module has the attribute and the class at that pla
 configuration has the argument. The start of a run says which ones did.
 """
 
-RENAMED: dict[str, str] = {}
-"""Configuration keys of earlier versions: a part of the old key → what to write instead."""
+RENAMED = {"max_faulty_clips": "max_unreadable_clips"}
+"""Configuration keys of earlier versions: old → new."""
 
 
 class SaveFitConfig(SaveConfigCallback):

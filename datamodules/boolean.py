@@ -1,8 +1,10 @@
-"""All inputs of a Boolean function, or a sample of them, and slightly perturbed copies."""
+"""Inputs of a Boolean function, all or a sample, with slightly perturbed copies."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset
 
 from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
@@ -10,24 +12,53 @@ from networks.boolean import check_interval, interval_labels
 from networks.separability import signs
 
 ENUMERABLE = 20
-"""Most inputs of a function whose 2ᴰ arguments are listed, a million."""
+"""Maximum dimension whose 2ᴰ inputs are listed: a million."""
 
 
-class BooleanDataModule(SplitDataModule[TensorDataset]):
+class BooleanBatch(NamedTuple):
+    """A batch of inputs of a Boolean function.
+
+    Attributes:
+        x: (batch, D) inputs.
+        y: (batch,) labels, −1 or +1.
+        is_perturbed: (batch,) whether x is a slightly moved copy of an input; only in test.
+    """
+
+    x: Tensor
+    y: Tensor
+    is_perturbed: Tensor
+
+    def describe(self) -> str:
+        """Return the number of inputs, and the inputs."""
+        return f"a batch of {len(self.x)} inputs ({self.x.tolist()})"
+
+
+class BooleanDataset(Dataset[BooleanBatch]):
+    """Inputs in memory, indexed by a tuple of index tensors, one per optimizer step."""
+
+    def __init__(self, x: Tensor, y: Tensor, is_perturbed: Tensor) -> None:
+        self.tensors = (x, y, is_perturbed)
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, steps: tuple[Tensor, ...]) -> BooleanBatch:
+        indices = torch.cat(steps)
+        return BooleanBatch(*(tensor[indices] for tensor in self.tensors))
+
+
+class BooleanDataModule(SplitDataModule[BooleanDataset]):
     """f(x) = +1 iff A ≤ Σ xᵢ ≤ B on {−1, +1}ᴰ; all splits are all inputs.
-
-    Batches are (x, y, is_perturbed): inputs (batch, D), labels ±1 (batch,) and, true only in test,
-    whether x is a perturbed copy x + t·v of an input, v a random direction of length 1.
 
     Args:
         dimension: D.
         low: A.
         high: B.
         sample: number of inputs to draw, with replacement, instead of listing all 2ᴰ.
-        copies: perturbed copies of each input.
-        perturbation: t, their distance from the input; None takes 1/(8D).
-        batch_size: inputs in a batch of one process.
-        seed: of sampling, perturbation and shuffling.
+        copies: number of perturbed copies x + t·v of each input, v a random direction of length 1.
+        perturbation: t, distance of a copy from its input; None takes 1/(8D).
+        batch_size: maximum number of inputs per batch and process.
+        seed: seed for sampling, perturbation and shuffling.
 
     Raises:
         ValueError: unless D ≥ 1 and −D ≤ A ≤ B ≤ D, or if there are too many inputs to list.
@@ -49,7 +80,7 @@ class BooleanDataModule(SplitDataModule[TensorDataset]):
         if sample is None and dimension > ENUMERABLE:
             raise ValueError(
                 f"dimension {dimension} has 2^{dimension} inputs, too many to list: set sample to "
-                f"a number of inputs to draw, or take {ENUMERABLE} dimensions at most"
+                f"a number of inputs to draw, or take at most {ENUMERABLE} dimensions"
             )
         for name, value in (("batch_size", batch_size), ("sample", sample)):
             if value is not None and value < 1:
@@ -79,16 +110,15 @@ class BooleanDataModule(SplitDataModule[TensorDataset]):
         shape = (self.sample, self.dimension)
         return 2.0 * torch.randint(0, 2, shape, generator=generator) - 1
 
-    def _label(self, inputs: Tensor, copies: int, generator: torch.Generator) -> TensorDataset:
+    def _label(self, inputs: Tensor, copies: int, generator: torch.Generator) -> BooleanDataset:
         labels = interval_labels(inputs, self.low, self.high).repeat(1 + copies)
         directions = torch.randn(copies * len(inputs), self.dimension, generator=generator)
         directions = directions / directions.norm(dim=-1, keepdim=True)
         perturbed = inputs.repeat(copies, 1) + self.perturbation * directions
         is_perturbed = torch.arange(len(labels)) >= len(inputs)
-        return TensorDataset(torch.cat((inputs, perturbed)), labels, is_perturbed)
+        return BooleanDataset(torch.cat((inputs, perturbed)), labels, is_perturbed)
 
     def make_sampler(self, split: str, *, shuffle: bool) -> ShuffledBatchSampler:
-        """Return the batches of a split."""
         return ShuffledBatchSampler(
             len(self.datasets[split]),
             self.batch_size if shuffle else max(self.batch_size, 4096),

@@ -1,4 +1,4 @@
-"""MedMNIST's 2-D data sets (Yang et al. 2023): small medical images, whole sets in memory."""
+"""MedMNIST's 2-D data sets (Yang et al. 2023): small medical images, kept in memory."""
 
 import math
 import zipfile
@@ -21,27 +21,26 @@ from errors import UserError
 
 SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 512
-"""Images in a batch that needs no gradients, which is faster the larger it is."""
+"""Minimum number of images per batch without gradients: larger batches are faster."""
 MOST_COMPRESSED = 100
-"""Bytes that a byte of an array above `SMALL` may unpack to; scans' reach 1.4."""
+"""Maximum ratio of unpacked to packed bytes of an array above `SMALL`; scans reach 1.4."""
 SMALL = 2**26
-"""Bytes, 64 MiB: whatever unpacks to less is read."""
+"""Bytes, 64 MiB: an array that unpacks to less is read in any case."""
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-"""What reads the header of an array, by its version."""
+"""Reader of an array's header, by its version."""
 
 
 class ImageBatch(NamedTuple):
-    """A batch of images, or several in a row.
+    """A batch of images: one optimizer step, or several in a row.
 
     Attributes:
-        indices: (batch,) places of the images in their data set.
+        indices: (batch,) indices of the images in their data set.
         images: (batch, channels, height, width), uint8 as stored, or float32 once prepared.
         labels: (batch,) classes as int64.
-        sizes: images of each optimizer step, in their order; one number unless the data module
-            hands over several steps at once.
+        sizes: number of images of each optimizer step, in order.
     """
 
     indices: Tensor
@@ -56,12 +55,16 @@ class ImageBatch(NamedTuple):
             yield ImageBatch(indices, images, labels, (len(indices),))
 
     def describe(self) -> str:
-        """Return the number of images and their indices."""
-        return f"a batch of {len(self.indices)} images ({self.indices.tolist()})"
+        """Return the number of images, their size and their indices."""
+        height, width = self.images.shape[2:]
+        indices = ", ".join(map(str, self.indices.tolist()))
+        return (
+            f"a batch of {len(self.indices)} images of {height}×{width} pixels (indices {indices})"
+        )
 
 
 class ImageDataset(Dataset[ImageBatch]):
-    """Images and labels in memory, indexed by the tensors of places of the steps of a batch."""
+    """Images and labels in memory, indexed by a tuple of index tensors, one per optimizer step."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
@@ -77,28 +80,28 @@ class ImageDataset(Dataset[ImageBatch]):
 
 
 class MedMNISTDataModule(SplitDataModule[ImageDataset]):
-    """A single-label MedMNIST set, grey or colour, resident in memory as uint8.
+    """A single-label MedMNIST set, grey or colour, kept in memory as uint8.
 
     Args:
         flag: MedMNIST's name of the set: ``octmnist``, ``bloodmnist``, ….
-        size: pixels of a side: 28, 64, 128 or 224.
+        size: pixels per side: 28, 64, 128 or 224.
         root: folder of the downloaded files.
-        file: a file of your own in the same layout instead of the official one.
-        batch_size: images in a batch of one process.
-        steps_per_execution: optimizer steps that the model takes with what it is handed at once.
-            The trainer's hooks, which cost more than a step of a small network, then run once for
-            all of them: the progress bar, logging and averaging of weights see these executions.
-        pixel_divisor: pixels are divided by it; 255 maps them to [0, 1].
-        augment: transforms training batches, (batch, channels, height, width) floats to the same,
-            on the model's device.
+        file: file of your own in the same layout, instead of the official one.
+        batch_size: maximum number of images per optimizer step and process.
+        steps_per_execution: number of optimizer steps per training batch. The trainer's hooks,
+            which cost more than a step of a small network, then run once for all of them: the
+            progress bar, logging and averaging of weights count these batches.
+        pixel_divisor: number that pixels are divided by; 255 maps them to [0, 1].
+        augment: transformation of training batches, (batch, channels, height, width) floats to the
+            same, on the model's device.
         balanced: draw training images so that all classes are equally frequent.
-        max_images: most images of each split, the first ones; None takes all.
+        max_images: maximum number of images per split, the first ones; None takes all.
         evaluate_on_train: validate and test on the training images.
-        seed: of the shuffling.
+        seed: seed for shuffling.
 
     Attributes:
-        classes: names of the classes.
-        channels: 1 or 3.
+        class_names: names of the classes.
+        channels: channels of an image, 1 or 3.
     """
 
     def __init__(
@@ -121,13 +124,13 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
 
         flat = [known for known in INFO if not known.endswith("3d")]
         if flag not in flat:
-            raise ValueError(f"flag {flag} is none of MedMNIST's 2-D sets: {', '.join(flat)}")
+            raise ValueError(f"flag {flag} is not a 2-D set of MedMNIST: {', '.join(flat)}")
         info: dict[str, Any] = INFO[flag]
         suffix = "" if size == 28 else f"_{size}"
         if f"url{suffix}" not in info:
-            raise ValueError(f"size {size} of {flag} does not exist: 28, 64, 128 or 224 do")
+            raise ValueError(f"size {size} of {flag} does not exist: choose 28, 64, 128 or 224")
         if info["task"] == "multi-label, binary-class":
-            raise ValueError(f"flag {flag} has several labels an image; single-label sets work")
+            raise ValueError(f"flag {flag} has several labels per image: choose a single-label set")
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is less than 1")
         if steps_per_execution < 1:
@@ -157,13 +160,13 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
 
     @property
     def inputs(self) -> int:
-        """Return the number of values of an image."""
+        """Number of values of an image."""
         return self.channels * self.size**2
 
     # ------------------------------------------------------------------ getting the data
 
     def prepare_data(self) -> None:
-        """Download the official file if it is not there; one process does.
+        """Download the official file if it does not exist; one process does.
 
         Raises:
             UserError: if that fails; says what to do instead.
@@ -243,7 +246,6 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
     # ------------------------------------------------------------------ batching
 
     def make_sampler(self, split: str, *, shuffle: bool) -> ShuffledBatchSampler:
-        """Return the batches of a split."""
         dataset = self.datasets[split]
         return ShuffledBatchSampler(
             len(dataset),
@@ -265,25 +267,25 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
 
 
 def class_weights(labels: Tensor) -> Tensor:
-    """Return for each label 1 / the number of its class."""
+    """Return for each label 1 / the size of its class, (N,)."""
     return (1 / torch.bincount(labels).float())[labels]
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Read an array of an .npz file, if it is as large as it says.
+    """Read an array of an .npz file, if it is as large as its header says.
 
     Raises:
-        KeyError: if there is none of that name.
+        KeyError: if it does not exist.
         ValueError: if it holds Python objects, is damaged, or unpacks to far more than any images.
     """
     member = archive.getinfo(f"{name}.npy")
     if member.file_size > max(SMALL, MOST_COMPRESSED * member.compress_size):
         raise ValueError(
-            f"{name} unpacks {member.compress_size:,} bytes to {member.file_size:,}: these are no "
-            "images"
+            f"{name} unpacks {member.compress_size:,} bytes to {member.file_size:,}: not an array "
+            "of images"
         )
     with archive.open(member) as file:
-        # The whole header is checked before memory is asked for.
+        # Check the header before allocating memory.
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
             raise ValueError(f"{name} has a header of version {version}")

@@ -9,18 +9,19 @@ from datamodules.medmnist import MedMNISTDataModule
 from errors import UserError
 
 COURSE_TEST_IMAGES = (182, 55, 42, 250)
-"""Of each class, the first ones: the course's test set, which has the natural class priors."""
+"""Number of test images of each class, the first ones: the course's test set, with the natural
+class priors."""
 
 
 class OCTMNISTDataModule(MedMNISTDataModule):
     """OCTMNIST with the official test set, or with the course's.
 
-    The two are not comparable: 0.25 and 0.473 are what guessing the most frequent class gives.
+    The two are not comparable: guessing the most frequent class gives 0.25 and 0.473.
 
     Args:
         test_protocol: ``official`` takes all test images (1,000, balanced), ``course`` the first
             182, 55, 42 and 250 of the classes.
-        kwargs: as `MedMNISTDataModule`.
+        kwargs: further arguments of `MedMNISTDataModule`.
     """
 
     def __init__(
@@ -34,13 +35,13 @@ class OCTMNISTDataModule(MedMNISTDataModule):
         if split == "test" and self.test_protocol == "course":
             chosen = []
             for label, count in enumerate(COURSE_TEST_IMAGES):
-                places = (labels == label).nonzero().flatten()
-                if len(places) < count:
+                indices = (labels == label).nonzero().flatten()
+                if len(indices) < count:
                     raise UserError(
-                        f"{self.path} has {len(places)} test images of class {label}, the course's "
+                        f"{self.path} has {len(indices)} test images of class {label}, the course's "
                         f"protocol needs {count}: set --data.init_args.test_protocol=official"
                     )
-                chosen.append(places[:count])
-            places = torch.cat(chosen).sort().values
-            images, labels = images[places], labels[places]
+                chosen.append(indices[:count])
+            indices = torch.cat(chosen).sort().values
+            images, labels = images[indices], labels[indices]
         return super().select(split, images, labels)

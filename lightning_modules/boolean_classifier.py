@@ -6,81 +6,87 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric, MinMetric
 
-from datamodules.boolean import BooleanDataModule
+from datamodules.boolean import BooleanBatch
 from engine import TrainingModule
 from errors import UserError
-from networks.boolean import BooleanPerceptron, IntervalMLP, sign
-from networks.separability import Certificate, explain, separate
+from networks.boolean import BooleanPerceptron, IntervalMLP, interval_labels, sign
+from networks.separability import Certificate, explain, separate, signs
 
 PROVABLE = 12
-"""Largest dimension for which training begins with the linear program, a second or two."""
-
-Batch = tuple[Tensor, Tensor, Tensor]
+"""Maximum dimension at which training starts with the linear program, a second or two."""
 
 
 class BooleanClassifier(TrainingModule):
-    """Learn or check f: {−1, +1}ᴰ → {−1, +1}, sign(0) being +1.
+    """Learn or check f(x) = +1 iff A ≤ Σ xᵢ ≤ B on {−1, +1}ᴰ, with sign(0) = +1.
 
-    Logged: ``train/loss`` (hinge), ``val/accuracy``; for test ``accuracy``, ``perturbed_accuracy``
-    of the slightly moved copies and ``margin``, the smallest distance of a thresholded
-    pre-activation from 0 on the inputs themselves.
+    Logged for training: ``loss`` (hinge). Logged for validation: ``accuracy``. Logged for test:
+    ``accuracy``; ``perturbed_accuracy``, that of the slightly moved copies; ``margin``, the
+    smallest distance of a thresholded pre-activation from 0 on the inputs themselves.
 
     Args:
-        network: inputs (batch, D) to (batch, 1), with the method ``preactivations``.
+        network: network from inputs (batch, D) to (batch, 1), with the method ``preactivations``.
+        dimension: D, filled from the data module, as are the others.
+        low: A.
+        high: B.
     """
 
-    def __init__(self, network: BooleanPerceptron | IntervalMLP) -> None:
+    batch_type = BooleanBatch
+
+    def __init__(
+        self, network: BooleanPerceptron | IntervalMLP, dimension: int, low: int, high: int
+    ) -> None:
         super().__init__()
         self.network = network
+        self.dimension = dimension
+        self.low = low
+        self.high = high
         self.val_accuracy = MeanMetric()
         self.test_accuracy = MeanMetric()
         self.test_perturbed_accuracy = MeanMetric()
         self.test_margin = MinMetric()
 
     def setup(self, stage: str) -> None:
-        """Check that there are data for it and something to train.
+        """Check that there is something to train.
 
         Raises:
-            UserError: if not.
+            UserError: if there is not.
         """
         super().setup(stage)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, BooleanDataModule):
-            raise UserError(f"BooleanClassifier needs Boolean data, not {type(data).__name__}")
         if stage == "fit" and not any(p.requires_grad for p in self.parameters()):
             raise UserError(
                 f"{type(self.network).__name__} is constructed and has nothing to train: test it"
             )
 
     def configure_optimizers(self) -> None:
-        """Refuse: the command line's ``optimizer`` takes this method's place."""
+        """Refuse: the configuration's ``optimizer`` replaces this method."""
         raise UserError("training needs an optimizer, as in configs/boolean_perceptron.yaml")
 
     def on_fit_start(self) -> None:
-        """Say what can be reached, and why."""
-        data: BooleanDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        name = f"f(x) = +1 iff the sum of {data.dimension} signs is in [{data.low}, {data.high}]"
-        if data.sample is not None or data.dimension > PROVABLE:
+        """Log what can be reached, and why."""
+        super().on_fit_start()
+        name = f"f(x) = +1 iff the sum of {self.dimension} signs is in [{self.low}, {self.high}]"
+        if self.dimension > PROVABLE:
             rank_zero_info(f"{name}. Whether one perceptron can compute it was not decided.")
             return
-        x, y, _ = data.datasets["train"].tensors
-        found = separate(x.long().numpy(), y.long().numpy())
+        points = signs(self.dimension)
+        labels = interval_labels(torch.from_numpy(points), self.low, self.high)
+        found = separate(points, labels.numpy())
         rank_zero_info(f"{name}.\n{explain(found)}")
         if isinstance(found, Certificate):
             rank_zero_info("Training will not reach accuracy 1.")
 
-    def training_losses(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
+    def training_losses(self, batch: BooleanBatch) -> tuple[dict[str, Tensor], int]:
         """Return the hinge loss."""
         x, y, _ = batch
         return {"loss": F.relu(1 - y * self.network(x)[:, 0]).mean()}, len(y)
 
-    def validation_step(self, batch: Batch) -> None:
+    def validation_step(self, batch: BooleanBatch) -> None:
         """Score a batch."""
         x, y, _ = batch
         self.val_accuracy.update((sign(self.network(x)[:, 0]) == y).float())
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
 
-    def test_step(self, batch: Batch) -> None:
+    def test_step(self, batch: BooleanBatch) -> None:
         """Score a batch."""
         x, y, is_perturbed = batch
         preactivations = self.network.preactivations(x)
@@ -92,7 +98,7 @@ class BooleanClassifier(TrainingModule):
         self.log("test/perturbed_accuracy", self.test_perturbed_accuracy)
         self.log("test/margin", self.test_margin)
 
-    def predict_step(self, batch: Batch) -> Tensor:
+    def predict_step(self, batch: BooleanBatch) -> Tensor:
         """Return the inputs and f(x) as the network computes it, (batch, D + 1)."""
         x, _, is_perturbed = batch
         values = sign(self.network(x))

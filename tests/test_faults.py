@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import torch
 
-from datamodules.speech import Clip, inspect_clip
+from datamodules.clips import Clip, inspect_clip
 from tests.conftest import CONFIGS, ROOT, SAMPLE_RATE, speak_tones, write_corpus
 from tests.stopping import Payload
 
@@ -33,7 +33,7 @@ def break_once_inspected(
             path.unlink() if vanish else path.write_bytes(path.read_bytes()[:100])
         return clip
 
-    monkeypatch.setattr("datamodules.ljspeech.inspect_clip", inspect_then_break)
+    monkeypatch.setattr("datamodules.speech.inspect_clip", inspect_then_break)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -51,11 +51,11 @@ def test_a_clip_that_breaks_during_the_run_is_named(
     message = fail_cli("fit", *args)
     assert "T-002.wav" in message
     assert "metadata.csv line 3" in message
-    assert "--data.init_args.max_faulty_clips=0 is how many" in message
+    assert "--data.init_args.max_unreadable_clips=0 limits" in message
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_faulty_clips_are_skipped_up_to_a_limit(
+def test_unreadable_clips_are_skipped_up_to_a_limit(
     workers: int,
     small: list[str],
     run_cli: Callable[..., Path],
@@ -68,10 +68,10 @@ def test_faulty_clips_are_skipped_up_to_a_limit(
     break_once_inspected(monkeypatch, "T-002")
     args = [*small, "--data.init_args.root", root, f"--data.init_args.num_workers={workers}"]
     args += ["--data.init_args.batch_size=3", "--seed_everything=3"]
-    message = fail_cli("fit", *args, "--data.init_args.max_faulty_clips=1")
+    message = fail_cli("fit", *args, "--data.init_args.max_unreadable_clips=1")
     assert "T-002.wav" in message
     # The run goes on, though the clip is known to be broken from the start now.
-    more = ["--data.init_args.max_faulty_clips=2", "--ckpt_path=last"]
+    more = ["--data.init_args.max_unreadable_clips=2", "--ckpt_path=last"]
     with pytest.warns(UserWarning, match=r"skipped clip \d of at most 2") as warned:
         run = run_cli("fit", *args, *more)
     skipped = [str(w.message) for w in warned if "skipped clip" in str(w.message)]
@@ -265,7 +265,7 @@ def test_hostile_files_get_one_line_and_no_memory(retinas: Path, tmp_path: Path)
     for name, part in {
         "endless line": "metadata.csv line 1 has more than 100,000 characters",
         "4 GB wav": "T-001.wav",
-        "endless flac": "cut it into clips of 10 minutes at most",
+        "endless flac": "cut it into clips of at most 10 minutes",
         "odd rate": "has 22051 Hz",
         "objects.npz": "Object arrays cannot be loaded",
         "bomb.npz": "train_images unpacks",

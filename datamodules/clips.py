@@ -1,0 +1,123 @@
+"""Recordings: their headers, and their samples."""
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.functional import resample
+
+from errors import UserError
+
+LONGEST_CLIP = 600
+"""Seconds; LJ Speech's longest clip has 10."""
+LARGEST_RESAMPLER = 10_000_000
+"""Product of two rates without their common factor: number of weights of the filter."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording.
+
+    Attributes:
+        id: name of the clip.
+        path: WAV or FLAC file.
+        source: where the clip is listed, for messages: a line of ``metadata.csv``, or "".
+        samples: length at the data module's sample rate; 0 if the file cannot be read.
+        text: transcript; "" without one.
+    """
+
+    id: str
+    path: Path
+    source: str
+    samples: int
+    text: str = ""
+
+    @property
+    def name(self) -> str:
+        """File of the clip, and where it is listed."""
+        return f"{self.path} ({self.source})" if self.source else str(self.path)
+
+
+def inspect_clip(id: str, path: Path, sample_rate: int, source: str = "", text: str = "") -> Clip:
+    """Read the header of a file, and return the clip.
+
+    Raises:
+        UserError: if the file is missing, unreadable, cut off, empty, longer than `LONGEST_CLIP`,
+            has several channels, or a rate that cannot be resampled.
+    """
+    clip = Clip(id, path, source, 0, text)
+    if not path.is_file():
+        raise UserError(f"{clip.name} does not exist")
+    try:
+        header = soundfile.info(str(path))
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{clip.name} is not a readable WAV or FLAC file ({error})") from error
+    missing = count_missing_bytes(path)
+    if missing:
+        raise UserError(f"{clip.name} is cut off: its header promises {missing:,} bytes more")
+    if header.channels != 1:
+        raise UserError(f"{clip.name} has {header.channels} channels: mix it down to one")
+    if header.frames == 0:
+        raise UserError(f"{clip.name} is empty")
+    if header.frames > LONGEST_CLIP * header.samplerate:
+        raise UserError(
+            f"{clip.name} is {header.frames / header.samplerate / 60:,.0f} minutes long by its "
+            f"header: cut it into clips of at most {LONGEST_CLIP // 60} minutes"
+        )
+    common = math.gcd(header.samplerate, sample_rate)
+    if header.samplerate // common * (sample_rate // common) > LARGEST_RESAMPLER:
+        raise UserError(
+            f"{clip.name} has {header.samplerate} Hz; resampling to {sample_rate} Hz needs a filter "
+            "of gigabytes: convert it to a usual rate"
+        )
+    samples = -(-header.frames * sample_rate // header.samplerate)  # rounded up, as resample does
+    return Clip(id, path, source, samples, text)
+
+
+def count_missing_bytes(path: Path) -> int:
+    """Return how many bytes a WAV file lacks of what the headers of its chunks promise.
+
+    The WAV reader itself reads a file that was cut off as a shorter one.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":
+            return 0
+        position = 12  # after RIFF, a size, WAVE
+        while position + 8 <= size:
+            file.seek(position)
+            name, length = struct.unpack("<4sI", file.read(8))
+            position += 8 + length
+            if name == b"data":
+                break
+            position += length % 2  # chunks begin at even positions
+    return max(position - size, 0)
+
+
+def read_clip(clip: Clip, sample_rate: int) -> Tensor:
+    """Return the samples of a clip, (samples,) in [-1, 1] at ``sample_rate`` Hz.
+
+    Raises:
+        UserError: if the file cannot be read, or its length differs from its header's.
+    """
+    try:
+        with soundfile.SoundFile(str(clip.path)) as file:
+            rate = file.samplerate
+            # Block by block: a header may claim more than there is.
+            blocks = list(file.blocks(blocksize=1 << 20, dtype="float32", always_2d=True))
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{clip.name} cannot be read ({error})") from error
+    waveform = torch.from_numpy(np.concatenate([np.zeros((0, 1), np.float32), *blocks])[:, 0])
+    if rate != sample_rate:
+        waveform = resample(waveform, rate, sample_rate)
+    if len(waveform) != clip.samples:
+        raise UserError(
+            f"{clip.name} has {len(waveform)} samples where {clip.samples} were expected: it is "
+            "damaged, or was changed during the run"
+        )
+    return waveform
