@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | lint | types: each is safe to run again; what is there is not made anew.
+# make install | demo | test | test-slow | lint | types: safe to repeat; nothing up to date is rebuilt.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,12 +10,12 @@ DEMO := --config configs/asr_transformer.yaml --config configs/demo/speech.yaml 
 install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev,sweep]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo,dev,sweep]'
 	@touch $@
 
-# An interrupted demo goes on where it was; a finished one is only tested again.
+# Resumes an interrupted demo; a finished one is only tested again.
 demo: $(INSTALLED)
 	$(BIN)/python cli.py fit $(DEMO) $(if $(wildcard runs/demo/checkpoints/last.ckpt),--ckpt_path last)
 	$(BIN)/python cli.py test $(DEMO)
@@ -35,4 +35,4 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,1 +1,1 @@
-"""Speed and memory, always as a ratio against a named peer in the same run."""
+"""Benchmarks of speed and memory, always as a ratio to a named peer in the same run."""

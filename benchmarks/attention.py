@@ -1,10 +1,10 @@
-"""Maclaurin attention against softmax attention: time, peak memory, crossover, error.
+"""Compare Maclaurin with softmax attention: time, peak memory, crossover and error.
 
     python -m benchmarks.attention [--longest 65536] [--output docs]
 
-Writes ``attention_benchmark.md`` and ``attention_benchmark.png`` to the output folder. One head,
-K = 3; on a GPU if there is one. Peer: PyTorch's `scaled_dot_product_attention`; the naive form is
-the truncated series by its definition.
+Writes ``attention_benchmark.md`` and ``attention_benchmark.png`` to the output folder. Uses one
+head, K = 3, and a GPU if there is one. The peer is PyTorch's `scaled_dot_product_attention`; the
+naive form computes the truncated series by its definition.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from networks.attention import (
 
 TERMS = 3
 SIZES = (8, 16, 32, 64)
-NAIVE_LONGEST = 4096  # its matrix of weights, L², exists several times
+NAIVE_LONGEST = 4096  # it holds several copies of the L × L weights
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FORMS: dict[str, Callable[..., Tensor]] = {
     "softmax": lambda q, k, v, causal: F.scaled_dot_product_attention(q, k, v, is_causal=causal),
@@ -42,7 +42,7 @@ FORMS: dict[str, Callable[..., Tensor]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: head size, causal or not, with a backward pass or not."""
+    """One configuration to measure: head size, causal or not, with or without a backward pass."""
 
     size: int
     causal: bool
@@ -54,7 +54,7 @@ class Case:
         return f"D = {self.size}, {'causal' if self.causal else 'not causal'}, {what}"
 
     def call(self, form: str, length: int) -> Callable[[], None]:
-        """Return a function that attends once over so many positions."""
+        """Return a function that attends once over ``length`` positions."""
         shape = (1, 1, length, self.size)
         q, k, v = (torch.randn(shape, device=DEVICE, requires_grad=self.backward) for _ in "qkv")
 
@@ -73,13 +73,13 @@ CASES = [Case(d, causal, backward) for backward in (False, True) for causal in (
 
 
 def lengths_up_to(longest: int, form: str) -> list[int]:
-    """Return the lengths to measure: 256, 512, … ."""
+    """Return the lengths to measure: powers of two from 256."""
     longest = min(longest, NAIVE_LONGEST) if form == "naive" else longest
     return [2**n for n in range(8, int(math.log2(longest)) + 1)]
 
 
 def seconds(function: Callable[[], None], budget: float = 0.3) -> float:
-    """Return the best time of a few calls, of one if it is slower than the budget."""
+    """Return the shortest time of the calls that fit into the budget, at least one, in seconds."""
     best, spent = math.inf, 0.0
     while spent < budget:
         start = time.perf_counter()
@@ -90,7 +90,7 @@ def seconds(function: Callable[[], None], budget: float = 0.3) -> float:
 
 
 def peak_bytes(function: Callable[[], None]) -> int:
-    """Return how much more memory than before a call needs at its peak."""
+    """Return the peak memory of a call, in bytes above the memory used before it."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -102,15 +102,15 @@ def peak_bytes(function: Callable[[], None]) -> int:
         lines = status.read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = kilobytes("VmRSS")
     function()
     return 1024 * (kilobytes("VmHWM") - before)
 
 
 def memory_lines(longest: int) -> list[str]:
-    """Measure peak memory at D = 16 with a backward pass; a table in Markdown."""
-    lines = ["| L | causal | softmax | naive | linear | linear, bytes a position |",
+    """Measure peak memory at D = 16 with a backward pass; return a Markdown table's lines."""
+    lines = ["| L | causal | softmax | naive | linear | linear, bytes per position |",
              "|---:|---|---:|---:|---:|---:|"]  # fmt: skip
     for causal in (False, True):
         case = Case(16, causal, backward=True)
@@ -119,21 +119,21 @@ def memory_lines(longest: int) -> list[str]:
             for form in FORMS:
                 if length <= NAIVE_LONGEST or form != "naive":
                     call = case.call(form, length)
-                    case.call(form, 256)()  # what is loaded or cached at the first call
+                    case.call(form, 256)()  # loads and caches what only a first call needs
                     cells[form] = peak_bytes(call)
             shown = (f"{cells[form] / 2**20:.1f} MiB" if form in cells else "–" for form in FORMS)
-            each = f"{cells['linear'] / length:,.0f}"
-            lines.append(f"| {length:,} | {causal} | {' | '.join(shown)} | {each} |")
+            per_position = f"{cells['linear'] / length:,.0f}"
+            lines.append(f"| {length:,} | {causal} | {' | '.join(shown)} | {per_position} |")
     return lines
 
 
 def measure_times(longest: int) -> dict[tuple[Case, str], dict[int, float]]:
-    """Return the seconds of each case and form by length."""
+    """Return each case's and form's time in seconds, by length."""
     times: dict[tuple[Case, str], dict[int, float]] = {}
     Case(8, causal=False, backward=True).call("linear", 2**16)()  # loads torch.utils.checkpoint
     for case in CASES:
         for form in FORMS:
-            case.call(form, 256)()  # what is loaded or cached at the first call
+            case.call(form, 256)()  # loads and caches what only a first call needs
             times[case, form] = {
                 length: seconds(case.call(form, length)) for length in lengths_up_to(longest, form)
             }
@@ -142,7 +142,7 @@ def measure_times(longest: int) -> dict[tuple[Case, str], dict[int, float]]:
 
 
 def crossover(softmax: dict[int, float], linear: dict[int, float]) -> float | None:
-    """Return the length behind which linear stays faster, between two lengths by the logarithms."""
+    """Return the length after which linear stays faster; interpolates on logarithmic axes."""
     ratios = [(length, softmax[length] / linear[length]) for length in linear]
     for (short, low), (long, high) in zip(ratios[-2::-1], ratios[::-1], strict=False):
         if low < 1 <= high:
@@ -152,7 +152,7 @@ def crossover(softmax: dict[int, float], linear: dict[int, float]) -> float | No
 
 
 def time_lines(times: dict[tuple[Case, str], dict[int, float]]) -> list[str]:
-    """Return the table of times: softmax's as a ratio to linear's, by length."""
+    """Return the table of softmax's time divided by linear's, by length."""
     lengths = list(times[CASES[0], "linear"])
     shown = lengths[::2]
     heading = [f"L = {length:,}" for length in shown]
@@ -182,9 +182,8 @@ def measure_errors() -> dict[int, list[tuple[float, float, float]]]:
     errors: dict[int, list[tuple[float, float, float]]] = {}
     for terms in (2, 3, 4, 5):
         for norm in (0.5, 1, 1.5, 2, 3, 4, 6, 8):
-            # After the scaling by D^−¼ queries and keys have this norm: |t| ≤ norm².
-            longer = (norm * 16**0.25 * x for x in (q, k))
-            scaled_q, scaled_k = longer
+            # After scaling by D^−¼, queries and keys have this norm, so |t| ≤ norm².
+            scaled_q, scaled_k = (norm * 16**0.25 * x for x in (q, k))
             exact = F.scaled_dot_product_attention(scaled_q, scaled_k, directions[2])
             ours = maclaurin_attention(scaled_q, scaled_k, directions[2], terms)
             error = ((ours - exact).norm() / exact.norm()).item()
@@ -210,7 +209,7 @@ def draw(
     errors: dict[int, list[tuple[float, float, float]]],
     path: Path,
 ) -> None:
-    """Draw times over length, forward, with predicted and measured crossovers; and the errors."""
+    """Plot forward times by length, predicted and measured crossovers, and errors."""
     figure = Figure(figsize=(14, 9), layout="constrained")
     panels = figure.subplots(2, 3).flat
     for axes, (causal, size) in zip(
@@ -247,16 +246,16 @@ def draw(
 
 
 def main() -> None:
-    """Measure all; write table and picture."""
+    """Measure everything; write tables and picture."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--longest", type=int, default=65_536, help="greatest length (65536)")
+    parser.add_argument("--longest", type=int, default=65_536, help="maximum length (65536)")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder (docs)")
-    parser.add_argument("--memory", action="store_true", help="print the table of memory alone")
+    parser.add_argument("--memory", action="store_true", help="print the memory table only")
     args = parser.parse_args()
     if args.memory:
         print("\n".join(memory_lines(args.longest)))
         return
-    # Memory in a process of its own whose freed blocks go back to the system at once.
+    # Memory is measured in a separate process that returns freed blocks to the system at once.
     memory = subprocess.run(
         [sys.executable, "-m", "benchmarks.attention", "--memory", f"--longest={args.longest}"],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
@@ -281,9 +280,9 @@ def main() -> None:
             "\nPeak memory of forward + backward, D = 16:\n",
             memory,
             (
-                "Relative error of the output against softmax attention, random directions, D = 16,"
-                " L = 512, by the norm of the scaled queries and keys (in brackets the bound on the"
-                " relative error of a weight):\n"
+                "Relative error of the output compared with softmax attention, for random "
+                "directions, D = 16 and L = 512, by the norm of the scaled queries and keys. In "
+                "brackets: the bound on the relative error of a weight.\n"
             ),
             *error_lines(errors),
         ]

@@ -1,9 +1,9 @@
-"""The classifiers' epochs, each as a ratio against a named peer in one run.
+"""Time the classifiers' epochs, each as a ratio to a named peer in the same run.
 
     python -m benchmarks.octmnist
 
-Needs no data: random arrays of OCTMNIST's size for plain linear algebra, and generated images for
-the networks that autograd trains.
+Needs no data: networks from scratch train on random arrays of OCTMNIST's size, and PyTorch networks
+on generated images.
 """
 
 import csv
@@ -29,18 +29,18 @@ from networks import ConvNet, FeedForwardNetwork
 from networks.scratch import LogisticRegression, MultiLayerPerceptron, Perceptron
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-IMAGES = 8_000  # of one epoch through cli.py
+IMAGES = 8_000  # per epoch through cli.py
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Return the time of one call."""
+    """Return the time of one call in seconds."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def numpy_epoch(network: MultiLayerPerceptron, images: NDArray, labels: NDArray) -> None:  # type: ignore[type-arg]
-    """Train one epoch as a student writes it: numpy, one example at a time."""
+    """Train one epoch with a plain numpy loop over the examples, as a student writes it."""
     weight_1, bias_1, weight_2, bias_2 = network.parameters.values()
     for x, label in zip(images, labels, strict=True):
         before = weight_1 @ x + bias_1
@@ -57,7 +57,7 @@ def numpy_epoch(network: MultiLayerPerceptron, images: NDArray, labels: NDArray)
 
 
 def scratch_rows() -> list[tuple[str, float, str, float]]:
-    """Time one epoch of each classifier by plain linear algebra."""
+    """Time one epoch of each classifier from scratch."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (97_477, 784)) / 256
     labels = random.integers(0, 4, 97_477)
@@ -73,12 +73,12 @@ def scratch_rows() -> list[tuple[str, float, str, float]]:
         network.update(images[:2], labels[:2])  # compiles
         ours = seconds(lambda network=network: network.update(images, labels))  # type: ignore[misc]
         theirs = seconds(lambda peer=peer: peer.fit(images, labels))  # type: ignore[misc]
-        rows.append((f"{name} by hand, 97,477 images", ours, type(peer).__name__, theirs))
+        rows.append((f"{name} from scratch, 97,477 images", ours, type(peer).__name__, theirs))
     mlp, few, their_labels = MultiLayerPerceptron(), images[:5_000], labels[:5_000]
     mlp.update(images[:2], labels[:2])
     ours = seconds(lambda: mlp.update(few, their_labels))
     theirs = seconds(lambda: numpy_epoch(MultiLayerPerceptron(), few, their_labels))
-    return [*rows, ("MLP by hand, 5,000 images", ours, "numpy loop", theirs)]
+    return [*rows, ("MLP from scratch, 5,000 images", ours, "numpy loop", theirs)]
 
 
 def step(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
@@ -91,7 +91,7 @@ def step(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Ten
 
 
 def network_rows(folder: Path) -> list[tuple[str, float, str, float]]:
-    """Time an epoch through ``cli.py fit`` against two bare loops."""
+    """Time one epoch through ``cli.py fit`` and through two bare loops."""
     file = folder / "retinas.npz"
     write_file(file, IMAGES, 28)
     arrays = np.load(file)
@@ -125,10 +125,10 @@ def network_rows(folder: Path) -> list[tuple[str, float, str, float]]:
 
 
 def main() -> None:
-    """Measure all, print a table."""
+    """Measure everything and print a table."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [*scratch_rows(), *network_rows(Path(folder))]
-    title = f"an epoch, {torch.get_num_threads()} threads"
+    title = f"one epoch, {torch.get_num_threads()} threads"
     table = Table("what", "ours", "peer", "peer's time / ours", title=title)
     for what, ours, peer, theirs in rows:
         table.add_row(what, f"{ours:.3f} s", f"{theirs:.3f} s ({peer})", f"{theirs / ours:.2f}")

@@ -1,8 +1,8 @@
-"""Where the recognizer's time goes, each as a ratio against a named peer in one run.
+"""Time parts of the recognizer, each as a ratio to a named peer in the same run.
 
     python -m benchmarks.speech
 
-Needs no data: clips are noise of 1.1 to 10.1 s, about as LJ Speech's lengths are distributed.
+Needs no data: clips are noise of 1.1 to 10.1 s, with lengths distributed roughly as in LJ Speech.
 """
 
 import random
@@ -28,12 +28,12 @@ from networks import (
     greedy_decode,
 )
 
-COURSE_FRAMES = 2754  # the course pads every clip to so many
+COURSE_FRAMES = 2754  # the course pads every clip to this length
 HOP = 160
 
 
 def seconds(function: Callable[[], object], repeats: int = 3) -> float:
-    """Return the best time of a few calls behind a first one."""
+    """Return the shortest time of ``repeats`` calls after a warm-up call, in seconds."""
     function()
     times = []
     for _ in range(repeats):
@@ -44,7 +44,7 @@ def seconds(function: Callable[[], object], repeats: int = 3) -> float:
 
 
 def metric_ratio() -> tuple[float, float]:
-    """Score 300 pairs of about 100 characters."""
+    """Time the scoring of 300 pairs of 100 characters: ours, then torchmetrics'."""
     choice = random.Random(0)
     texts = ["".join(choice.choices(string.ascii_lowercase + " ", k=100)) for _ in range(600)]
     ours, theirs = CharErrorRate(), torchmetrics.text.CharErrorRate()
@@ -58,7 +58,7 @@ def metric_ratio() -> tuple[float, float]:
 def decoding_ratio(
     decoder: type[TextDecoderTransformer | TextDecoderRecurrent],
 ) -> tuple[float, float]:
-    """Decode 100 tokens of 16 clips of 350 positions, with caches and without."""
+    """Time decoding 100 tokens for 16 clips of 350 positions: with caches, then without."""
     torch.manual_seed(0)
     network = decoder(35).eval()
     memory, mask = torch.randn(16, 350, 200), torch.ones(16, 350, dtype=torch.bool)
@@ -79,7 +79,7 @@ def decoding_ratio(
 
 
 def padding_ratio() -> tuple[float, float]:
-    """Encode 64 clips, forward and backward, in batches by length and padded as the course does."""
+    """Time an encoder step on 64 clips: bucketed by length, then padded as in the course."""
     torch.manual_seed(0)
     network = SpeechToText(AudioEncoder(), TextDecoderTransformer(35), LogMelSpectrogram())
     lengths = np.random.default_rng(0).lognormal(np.log(6.2), 0.35, 64).clip(1.1, 10.1) * 22_050
@@ -103,7 +103,7 @@ def padding_ratio() -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure all, print a table."""
+    """Measure everything and print a table."""
     table = Table(
         "what", "ours", "peer", "peer's time / ours", title=f"{torch.get_num_threads()} threads"
     )
