@@ -84,8 +84,8 @@ class View:
 def look(module: SpeechRecognizer, batch: SpeechBatch) -> list[View]:
     """Transcribe a batch and return a view of each clip; the module is in evaluation mode."""
     network = module.network
-    features, frames = network.features(batch.waveforms, batch.lengths)
-    memory, memory_mask = network.encoder(features, frames)
+    spectrograms, frames = network.features(batch.waveforms, batch.lengths)
+    memory, memory_mask = network.encode(batch.waveforms, batch.lengths)
     texts = [text for _, text in module.transcribe(batch, memory, memory_mask)]
     views = []
     for i, text in enumerate(texts):
@@ -94,7 +94,7 @@ def look(module: SpeechRecognizer, batch: SpeechBatch) -> list[View]:
         alignment = network.decoder.alignment(tokens, memory[i : i + 1], memory_mask[i : i + 1])
         views.append(
             View(
-                features[i, :, : frames[i]].float().cpu(),
+                spectrograms[i, :, : frames[i]].float().cpu(),
                 alignment[0, :, : memory_mask[i].sum()].float().cpu(),
                 text,
             )

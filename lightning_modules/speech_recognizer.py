@@ -1,7 +1,7 @@
 """The speech recognition task: losses, metrics, transcripts."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
 from datamodules.ljspeech import LJSpeechDataModule
@@ -16,52 +16,57 @@ from metrics import (
     JaccardSimilarity,
     WordErrorRate,
 )
-from networks import SpecAugment, SpeechToText, greedy_decode
+from networks import DecodingStrategy, GreedySearch, SpeechToText
 
 Transcripts = list[tuple[int, str]]
-"""Pairs of a clip's place in its data set and its transcript."""
+"""Pairs of a clip's index in its data set and its transcript."""
 
 
 class SpeechRecognizer(TrainingModule):
-    """Train a `SpeechToText` network to write what is spoken, and measure how well it does.
+    """Train a `SpeechToText` network to transcribe speech, and evaluate its transcripts.
 
-    Logged for training, validation and test, as means over tokens: ``loss`` (what is minimized),
-    ``nll`` (plain negative log-likelihood: label smoothing gives the loss a floor of its own, 0.66
-    for 0.1 and 35 tokens) and, with a CTC head, ``ctc``. Validation and test also decode greedily
-    and log ``cer``, ``wer``, ``jaccard``, ``cosine`` and ``damerau_levenshtein``.
+    Training, validation and test log means over tokens: ``loss``, which is minimized; ``nll``, the
+    negative log-likelihood; and, with a CTC head, ``ctc``. Label smoothing keeps ``loss`` above a
+    floor, 0.66 for a smoothing of 0.1 and 35 tokens; ``nll`` has none. Validation and test also
+    decode and log ``cer``, ``wer``, ``jaccard``, ``cosine`` and ``damerau_levenshtein``.
 
     Args:
-        network: from waveforms and the text so far to the next token.
-        vocabulary: the data module's.
-        augment: of the training spectrograms; None leaves them as they are.
+        network: network that predicts the next token from waveforms and the text so far.
+        vocabulary: vocabulary of the transcripts; filled from the data module.
         label_smoothing: probability mass spread over all tokens in the training target.
-        ctc_weight: of an auxiliary CTC loss (Graves et al. 2006) on the encoder, which teaches it
-            the order of the characters early (Kim et al. 2017, "Joint CTC-attention based
-            end-to-end speech recognition"). The head is only there for the loss; 0 leaves it out.
+        ctc_weight: weight of the CTC loss (Graves et al. 2006) of the encoder, in [0, 1); the
+            attention loss weighs the rest. It teaches the encoder the order of the characters early
+            (Kim et al. 2017, "Joint CTC-attention based end-to-end speech recognition").
+        decoding: search for the transcripts; `GreedySearch` by default.
+
+    Raises:
+        ValueError: if ``ctc_weight`` is not in [0, 1), or the network lacks a CTC head to train or
+            has one that the loss would leave untrained.
     """
 
     def __init__(
         self,
         network: SpeechToText,
         vocabulary: CharacterVocabulary,
-        augment: SpecAugment | None = None,
         label_smoothing: float = 0.1,
         ctc_weight: float = 0.0,
+        decoding: DecodingStrategy | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= ctc_weight < 1:
             raise ValueError(f"ctc_weight {ctc_weight} is not in [0, 1)")
+        if (ctc_weight > 0) != (network.ctc_head is not None):
+            raise ValueError(
+                f"ctc_weight {ctc_weight} needs network.init_args.ctc={str(ctc_weight > 0).lower()}"
+            )
         self.network = network
         self.vocabulary = vocabulary
-        self.augment = augment
         self.label_smoothing = label_smoothing
         self.ctc_weight = ctc_weight
-        self.ctc_head = (
-            nn.Linear(network.encoder.hidden_size, len(vocabulary)) if ctc_weight else None
-        )
+        self.decoding = decoding or GreedySearch()
         losses = MetricCollection(
             {name: MeanMetric() for name in ("loss", "nll") + (("ctc",) if ctc_weight else ())},
-            # Each is updated with a value of its own.
+            # Each metric is updated with its own value.
             compute_groups=False,
         )
         scores = MetricCollection(
@@ -72,7 +77,7 @@ class SpeechRecognizer(TrainingModule):
                 "cosine": CosineSimilarity(),
                 "damerau_levenshtein": DamerauLevenshteinSimilarity(),
             },
-            # Groups are found by equal states, which all perfect scores have.
+            # Groups are found by equal states, and all perfect scores have equal states.
             compute_groups=False,
         )
         self.val_losses = losses.clone(prefix="val/")
@@ -81,10 +86,11 @@ class SpeechRecognizer(TrainingModule):
         self.test_scores = scores.clone(prefix="test/")
 
     def setup(self, stage: str) -> None:
-        """Check that the data fit the network.
+        """Check that the data suit the network.
 
         Raises:
-            UserError: if the sample rates differ, or a transcript is too long for the decoder.
+            UserError: if there are no speech data, the sample rates differ, or a transcript is too
+                long for the decoder.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, LJSpeechDataModule):
@@ -95,7 +101,7 @@ class SpeechRecognizer(TrainingModule):
                 f"data.init_args.sample_rate is {data.sample_rate} Hz, but the network's features "
                 f"expect {expected} Hz: set both to the same"
             )
-        longest = self.network.decoder.max_tokens - 1  # one is the start token
+        longest = self.network.decoder.max_tokens - 1  # without the start token
         for dataset in data.datasets.values():
             for clip in dataset.clips:
                 characters = len(self.vocabulary.encode_characters(clip.text))
@@ -107,7 +113,7 @@ class SpeechRecognizer(TrainingModule):
                     )
 
     def training_step(self, batch: SpeechBatch) -> Tensor:
-        """Return the loss."""
+        """Return the loss of a batch."""
         losses, _, _ = self.losses(batch)
         self.check_loss(losses["loss"], batch)
         self.add_losses({k: v.detach() for k, v in losses.items()}, batch.target_count())
@@ -115,26 +121,24 @@ class SpeechRecognizer(TrainingModule):
         return losses["loss"]
 
     def validation_step(self, batch: SpeechBatch) -> None:
-        """Measure one batch."""
+        """Evaluate a batch."""
         self._evaluate(batch, self.val_losses, self.val_scores)
 
     def test_step(self, batch: SpeechBatch) -> dict[str, Transcripts]:
-        """Measure one batch; return its ``transcripts``."""
+        """Evaluate a batch and return its ``transcripts``."""
         return {"transcripts": self._evaluate(batch, self.test_losses, self.test_scores)}
 
     def predict_step(self, batch: SpeechBatch) -> Transcripts:
-        """Return the transcripts of one batch; needs none in it."""
+        """Transcribe a batch; its own transcripts are not used."""
         return self.transcribe(batch, *self.network.encode(batch.waveforms, batch.lengths))
 
     def losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return the losses by name, the encoded audio and its mask.
+        """Compute the losses of a batch, each a mean over tokens.
 
-        The encodings are (batch, positions, hidden), the mask is (batch, positions).
+        Returns:
+            Losses by name; encoded audio (batch, positions, hidden); its mask (batch, positions).
         """
-        features, frames = self.network.features(batch.waveforms, batch.lengths)
-        if self.augment is not None:
-            features = self.augment(features, frames)
-        memory, memory_mask = self.network.encoder(features, frames)
+        memory, memory_mask = self.network.encode(batch.waveforms, batch.lengths)
         logits = self.network.decoder(batch.tokens[:, :-1], memory, memory_mask)
         logits, targets = logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten()
         pad = self.vocabulary.pad
@@ -143,19 +147,17 @@ class SpeechRecognizer(TrainingModule):
             logits, targets, ignore_index=pad, label_smoothing=self.label_smoothing
         )
         losses = {"nll": nll.detach()}
-        if self.ctc_head is not None:
-            ctc = (
-                F.ctc_loss(
-                    self.ctc_head(memory).float().log_softmax(-1).transpose(0, 1),
-                    batch.tokens[:, 1:],
-                    memory_mask.sum(1),
-                    batch.token_lengths - 2,  # without start and stop
-                    blank=pad,
-                    reduction="sum",
-                    zero_infinity=True,  # for clips with fewer positions than characters
-                )
-                / (targets != pad).sum()
+        if self.ctc_weight > 0:
+            total = F.ctc_loss(
+                self.network.ctc_log_probabilities(memory).transpose(0, 1),
+                batch.tokens[:, 1:],
+                memory_mask.sum(1),
+                batch.token_lengths - 2,  # without start and stop
+                blank=pad,
+                reduction="sum",
+                zero_infinity=True,  # for clips with fewer positions than characters
             )
+            ctc = total / (targets != pad).sum()
             losses["ctc"] = ctc.detach()
             loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
         return {"loss": loss, **losses}, memory, memory_mask
@@ -174,9 +176,10 @@ class SpeechRecognizer(TrainingModule):
         return transcripts
 
     def transcribe(self, batch: SpeechBatch, memory: Tensor, memory_mask: Tensor) -> Transcripts:
+        """Decode encoded audio, as `losses` returns it, to the transcripts of its batch."""
         vocabulary = self.vocabulary
-        tokens = greedy_decode(
-            self.network.decoder,
+        tokens = self.decoding.decode(
+            self.network,
             memory,
             memory_mask,
             start=vocabulary.start,

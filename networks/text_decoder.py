@@ -52,6 +52,7 @@ class TextDecoder(nn.Module, ABC):
         cross_attention: AttentionKernel | None,
     ) -> None:
         super().__init__()
+        self.vocabulary_size = vocabulary_size
         self.hidden_size = hidden_size
         self.max_tokens = max_tokens
         self.embedding = nn.Embedding(vocabulary_size, hidden_size)
