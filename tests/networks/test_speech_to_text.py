@@ -158,6 +158,35 @@ def test_cached_greedy_decoding_equals_decoding_without_a_cache(
     assert len(lengths_seen) > 3  # texts ended at different steps
 
 
+@pytest.mark.parametrize(
+    "decoder", [*DECODERS, partial(TextDecoderRecurrent, cross_attention=SERIES)]
+)
+@pytest.mark.parametrize("read", [0, 3], ids=["at the start", "after three tokens"])
+@torch.no_grad()
+def test_decoding_after_a_reorder_equals_decoding_the_reordered_texts(
+    decoder: Decoder, read: int
+) -> None:
+    network = small_network(decoder).decoder
+    memory = torch.randn(4, 11, 16)
+    mask = torch.arange(11) < torch.tensor([[11], [7], [3], [1]])
+    tokens = torch.randint(0, 9, (4, read))
+    cache = network.start(memory, mask)
+    for following in tokens.T:
+        network.step(following, cache)
+    rows = torch.tensor([2, 2, 0, 3, 1, 0])  # one is repeated, so the batch grows
+    cache.reorder(rows)
+    tokens = torch.cat((tokens[rows], torch.randint(0, 9, (6, 3))), dim=1)
+    expected = network(tokens, memory[rows], mask[rows])
+    for i in range(read, read + 3):
+        if i == read + 1:  # hypotheses of one clip change places; their audio is the same
+            swapped = torch.tensor([1, 0, 5, 3, 4, 2])
+            cache.text.reorder(swapped)
+            tokens = tokens[swapped]
+            expected = network(tokens, memory[rows], mask[rows])
+        logits = network.step(tokens[:, i], cache)
+        torch.testing.assert_close(logits, expected[:, i], rtol=1e-4, atol=1e-4)
+
+
 def test_alignment_is_a_distribution_over_the_real_positions() -> None:
     network = small_network(TextDecoderTransformer)
     memory, mask = network.encode(*ragged_clips())
