@@ -8,9 +8,10 @@ from torchmetrics import MeanMetric, MinMetric
 
 from datamodules.boolean import BooleanDataModule
 from errors import UserError
+from lightning_modules.separability import explain
 from lightning_modules.training import TrainingModule
 from networks.boolean import BooleanPerceptron, IntervalMLP, sign
-from networks.separability import Certificate, explain, separate
+from networks.separability import Certificate, separate
 
 PROVABLE = 12
 """Largest dimension for which training begins with the linear program, a second or two."""
