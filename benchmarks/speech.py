@@ -21,11 +21,11 @@ from datamodules.sampling import LengthBucketBatchSampler
 from metrics import CharErrorRate
 from networks import (
     AudioEncoder,
+    GreedySearch,
     LogMelSpectrogram,
     SpeechToText,
     TextDecoderRecurrent,
     TextDecoderTransformer,
-    greedy_decode,
 )
 
 COURSE_FRAMES = 2754  # the course pads every clip to this length
@@ -60,17 +60,18 @@ def decoding_ratio(
 ) -> tuple[float, float]:
     """Time decoding 100 tokens for 16 clips of 350 positions: with caches, then without."""
     torch.manual_seed(0)
-    network = decoder(35).eval()
+    network = SpeechToText(AudioEncoder(), decoder(35), LogMelSpectrogram()).eval()
+    search = GreedySearch(max_tokens=100)
     memory, mask = torch.randn(16, 350, 200), torch.ones(16, 350, dtype=torch.bool)
 
     def cached() -> Tensor:
         never = -1
-        return greedy_decode(network, memory, mask, start=0, stop=never, pad=2, max_tokens=100)
+        return search.decode(network, memory, mask, start=0, stop=never, pad=2)
 
     def uncached() -> Tensor:
         tokens = torch.zeros(16, 1, dtype=torch.long)
         for _ in range(100):
-            following = network(tokens, memory, mask)[:, -1].argmax(-1, keepdim=True)
+            following = network.decoder(tokens, memory, mask)[:, -1].argmax(-1, keepdim=True)
             tokens = torch.cat((tokens, following), dim=1)
         return tokens[:, 1:]
 

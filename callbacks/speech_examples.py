@@ -1,6 +1,6 @@
 """A look at what the recognizer hears and writes, in TensorBoard."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -21,25 +21,36 @@ class SpeechExamples(Callback):
     audio, and both texts; the audio once.
 
     Args:
-        clips: number of clips, the first of the validation set.
+        clips: number of clips, the longest of the validation set.
     """
 
     def __init__(self, clips: int = 4) -> None:
         self.clips = clips
         self._batch: SpeechBatch | None = None
+        self._has_audio = False
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: SpeechBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the clips, on the model's device."""
+        if batch_idx == 0 and trainer.is_global_zero:
+            self._batch = batch.head(self.clips)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the clips' pictures and texts."""
         board = next((lg for lg in trainer.loggers if isinstance(lg, TensorBoardLogger)), None)
-        if board is None or trainer.sanity_checking or not trainer.is_global_zero:
+        batch, self._batch = self._batch, None
+        if board is None or batch is None or trainer.sanity_checking:
             return
         assert isinstance(pl_module, SpeechRecognizer)
         writer, step, vocabulary = board.experiment, trainer.global_step, pl_module.vocabulary
-        first = self._batch is None
-        if self._batch is None:
-            dataset = trainer.datamodule.datasets["val"]  # type: ignore[attr-defined]
-            self._batch = dataset[range(min(self.clips, len(dataset)))]
-        batch = pl_module.transfer_batch_to_device(self._batch, pl_module.device, 0)
+        first, self._has_audio = not self._has_audio, True
         for i, view in enumerate(look(pl_module, batch)):
             tag = f"example_{i}"
             if first:
@@ -84,9 +95,9 @@ class View:
 def look(module: SpeechRecognizer, batch: SpeechBatch) -> list[View]:
     """Transcribe a batch and return a view of each clip; the module is in evaluation mode."""
     network = module.network
-    features, frames = network.features(batch.waveforms, batch.lengths)
-    memory, memory_mask = network.encoder(features, frames)
-    texts = [text for _, text in module.transcribe(batch, memory, memory_mask)]
+    spectrograms, frames = network.features(batch.waveforms, batch.lengths)
+    memory, memory_mask = network.encode(batch.waveforms, batch.lengths)
+    texts = module.transcribe(memory, memory_mask)
     views = []
     for i, text in enumerate(texts):
         read = module.vocabulary.encode(text)[:-1][: network.decoder.max_tokens]
@@ -94,7 +105,7 @@ def look(module: SpeechRecognizer, batch: SpeechBatch) -> list[View]:
         alignment = network.decoder.alignment(tokens, memory[i : i + 1], memory_mask[i : i + 1])
         views.append(
             View(
-                features[i, :, : frames[i]].float().cpu(),
+                spectrograms[i, :, : frames[i]].float().cpu(),
                 alignment[0, :, : memory_mask[i].sum()].float().cpu(),
                 text,
             )

@@ -1,4 +1,4 @@
-"""``separable``: can one perceptron compute f(x) = +1 iff A ≤ Σ xᵢ ≤ B? With a proof."""
+"""``separable``: decide, with a proof, if one perceptron computes f(x) = +1 iff A ≤ Σ xᵢ ≤ B."""
 
 from pathlib import Path
 
@@ -7,27 +7,34 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from errors import UserError
+from lightning_modules.separability import explain
 from networks.boolean import check_interval
-from networks.separability import Certificate, Separation, explain, separate, signs
+from networks.separability import Certificate, Separation, separate, signs
 
-LARGEST = 16
-"""Largest dimension that is decided: 65,536 inputs."""
+MAX_DIMENSION = 16
+"""Maximum dimension of a linear program over all inputs, 65,536 of them."""
 
 
 def separable(dimension: int, low: int, high: int, output: Path) -> None:
-    """Print the answer and its proof; for two inputs also draw them.
+    """Print the answer and its proof; with two inputs, also draw both.
+
+    Args:
+        dimension: D, number of inputs.
+        low: A, smallest sum with f = +1.
+        high: B, largest sum with f = +1.
+        output: folder of the drawing.
 
     Raises:
-        UserError: unless 1 ≤ D ≤ `LARGEST` and −D ≤ A ≤ B ≤ D.
+        UserError: unless 1 ≤ D ≤ `MAX_DIMENSION` and −D ≤ A ≤ B ≤ D.
     """
     try:
         check_interval(dimension, low, high)
     except ValueError as error:
         raise UserError(f"{error}") from error
-    if dimension > LARGEST:
+    if dimension > MAX_DIMENSION:
         raise UserError(
-            f"dimension {dimension} has 2^{dimension} inputs, too many to list: take {LARGEST} at "
-            "most (docs/boolean_functions.md has the answer for all)"
+            f"dimension {dimension} has 2^{dimension} inputs, too many to list: the maximum is "
+            f"{MAX_DIMENSION} (docs/boolean_functions.md answers for any dimension)"
         )
     points = signs(dimension)
     totals = points.sum(1)
@@ -52,7 +59,7 @@ def draw(
     found: Separation | Certificate,
     path: Path,
 ) -> None:
-    """Draw the four inputs with the separating line, or the two mixtures and where they meet."""
+    """Draw four inputs with the separating line, or with the two mixtures and their mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), layout="constrained")
@@ -71,7 +78,7 @@ def draw(
     else:
         for mixture, color in ((found.positives, "C0"), (found.negatives, "C3")):
             axes.plot(*zip(*mixture, strict=True), color=color)
-        x, y = map(float, found.meeting_point())
+        x, y = map(float, found.common_mean())
         axes.scatter(x, y, s=60, c="black", zorder=4, label="common mean")
         axes.set_title("no perceptron computes it")
     axes.set(xlim=(-2, 2), ylim=(-2, 2), xlabel="x1", ylabel="x2", aspect="equal")

@@ -38,8 +38,9 @@ class OCTMNISTDataModule(MedMNISTDataModule):
                 indices = (labels == label).nonzero().flatten()
                 if len(indices) < count:
                     raise UserError(
-                        f"{self.path} has {len(indices)} test images of class {label}, the course's "
-                        f"protocol needs {count}: set --data.init_args.test_protocol=official"
+                        f"{self.path} has {len(indices)} test images of class {label}, the "
+                        f"course's protocol needs {count}: set "
+                        "--data.init_args.test_protocol=official"
                     )
                 chosen.append(indices[:count])
             indices = torch.cat(chosen).sort().values

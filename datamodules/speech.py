@@ -71,9 +71,14 @@ class SpeechBatch(NamedTuple):
 
     def head(self, count: int) -> "SpeechBatch":
         """Return the first clips of the batch, with its padding."""
-        tensors = (self.waveforms, self.lengths, self.tokens, self.token_lengths)
-        first = [tensor[:count] for tensor in tensors]
-        return SpeechBatch(self.indices[:count], self.ids[:count], *first, self.seconds)
+        return self._replace(
+            indices=self.indices[:count],
+            ids=self.ids[:count],
+            waveforms=self.waveforms[:count],
+            lengths=self.lengths[:count],
+            tokens=self.tokens[:count],
+            token_lengths=self.token_lengths[:count],
+        )
 
     def describe(self) -> str:
         """Return the number of clips, what they are padded to, and their names."""

@@ -9,8 +9,9 @@ from torchmetrics import MeanMetric, MinMetric
 from datamodules.boolean import BooleanBatch
 from engine import TrainingModule
 from errors import UserError
+from lightning_modules.separability import explain
 from networks.boolean import BooleanPerceptron, IntervalMLP, interval_labels, sign
-from networks.separability import Certificate, explain, separate, signs
+from networks.separability import Certificate, separate, signs
 
 PROVABLE = 12
 """Maximum dimension at which training starts with the linear program, a second or two."""

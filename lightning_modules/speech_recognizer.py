@@ -1,7 +1,9 @@
 """The speech recognition task: losses, metrics, transcripts."""
 
+from typing import Any
+
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
 from datamodules.speech import SpeechBatch
@@ -15,52 +17,56 @@ from metrics import (
     JaccardSimilarity,
     WordErrorRate,
 )
-from networks import SpecAugment, SpeechToText, greedy_decode
-
-Transcripts = list[tuple[int, str]]
-"""Pairs of a clip's place in its data set and its transcript."""
+from networks import DecodingStrategy, GreedySearch, SpeechToText
 
 
 class SpeechRecognizer(TrainingModule):
-    """Train a `SpeechToText` network to write what is spoken, and measure how well it does.
+    """Train a `SpeechToText` network to transcribe speech, and evaluate its transcripts.
 
-    Logged for training, validation and test, as means over tokens: ``loss`` (what is minimized),
-    ``nll`` (plain negative log-likelihood: label smoothing gives the loss a floor of its own, 0.66
-    for 0.1 and 35 tokens) and, with a CTC head, ``ctc``. Validation and test also decode greedily
-    and log ``cer``, ``wer``, ``jaccard``, ``cosine`` and ``damerau_levenshtein``.
+    Training, validation and test log means over tokens: ``loss``, which is minimized; ``nll``, the
+    negative log-likelihood; and, with a CTC head, ``ctc``. Label smoothing keeps ``loss`` above a
+    floor, 0.66 for a smoothing of 0.1 and 35 tokens; ``nll`` has none. Validation and test also
+    decode and log ``cer``, ``wer``, ``jaccard``, ``cosine`` and ``damerau_levenshtein``.
 
     Args:
-        network: from waveforms and the text so far to the next token.
-        vocabulary: the data module's.
-        augment: of the training spectrograms; None leaves them as they are.
+        network: network that predicts the next token from waveforms and the text so far.
+        vocabulary: vocabulary of the transcripts; filled from the data module.
         label_smoothing: probability mass spread over all tokens in the training target.
-        ctc_weight: of an auxiliary CTC loss (Graves et al. 2006) on the encoder, which teaches it
-            the order of the characters early (Kim et al. 2017, "Joint CTC-attention based
-            end-to-end speech recognition"). The head is only there for the loss; 0 leaves it out.
+        ctc_weight: weight of the CTC loss (Graves et al. 2006) of the encoder, in [0, 1); the
+            attention loss weighs the rest. It teaches the encoder the order of the characters early
+            (Kim et al. 2017, "Joint CTC-attention based end-to-end speech recognition").
+        decoding: search for the transcripts; `GreedySearch` by default.
+
+    Raises:
+        ValueError: if ``ctc_weight`` is not in [0, 1), or the network lacks a CTC head to train or
+            has one that the loss would leave untrained.
     """
+
+    batch_type = SpeechBatch
 
     def __init__(
         self,
         network: SpeechToText,
         vocabulary: CharacterVocabulary,
-        augment: SpecAugment | None = None,
         label_smoothing: float = 0.1,
         ctc_weight: float = 0.0,
+        decoding: DecodingStrategy | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= ctc_weight < 1:
             raise ValueError(f"ctc_weight {ctc_weight} is not in [0, 1)")
+        if (ctc_weight > 0) != (network.ctc_head is not None):
+            raise ValueError(
+                f"ctc_weight {ctc_weight} needs network.init_args.ctc={str(ctc_weight > 0).lower()}"
+            )
         self.network = network
         self.vocabulary = vocabulary
-        self.augment = augment
         self.label_smoothing = label_smoothing
         self.ctc_weight = ctc_weight
-        self.ctc_head = (
-            nn.Linear(network.encoder.hidden_size, len(vocabulary)) if ctc_weight else None
-        )
+        self.decoding = decoding or GreedySearch()
         losses = MetricCollection(
             {name: MeanMetric() for name in ("loss", "nll") + (("ctc",) if ctc_weight else ())},
-            # Each is updated with a value of its own.
+            # Each metric is updated with its own value.
             compute_groups=False,
         )
         scores = MetricCollection(
@@ -71,7 +77,7 @@ class SpeechRecognizer(TrainingModule):
                 "cosine": CosineSimilarity(),
                 "damerau_levenshtein": DamerauLevenshteinSimilarity(),
             },
-            # Groups are found by equal states, which all perfect scores have.
+            # Groups are found by equal states, and all perfect scores have equal states.
             compute_groups=False,
         )
         self.val_losses = losses.clone(prefix="val/")
@@ -80,31 +86,28 @@ class SpeechRecognizer(TrainingModule):
         self.test_scores = scores.clone(prefix="test/")
 
     def setup(self, stage: str) -> None:
-        """Check that the data fit the network.
+        """Check that the data suit the network.
 
         Raises:
             UserError: if the sample rates differ, or a transcript is too long for the decoder.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         super().setup(stage)
-        if not hasattr(data, "sample_rate"):
-            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         expected = self.network.features.sample_rate
-        if data.sample_rate != expected:
+        if getattr(data, "sample_rate", expected) != expected:
             raise UserError(
                 f"data.init_args.sample_rate is {data.sample_rate} Hz, but the network's features "
                 f"expect {expected} Hz: set both to the same"
             )
-        longest = self.network.decoder.max_tokens - 1  # one is the start token
-        for dataset in data.datasets.values():
-            for clip in dataset.clips:
-                characters = len(self.vocabulary.encode_characters(clip.text))
-                if characters > longest:
-                    raise UserError(
-                        f"{clip.source}: the transcript has {characters} characters, but the "
-                        f"decoder's max_tokens {longest + 1} allows {longest}: raise it, or cut "
-                        f"with --data.init_args.max_characters={longest}"
-                    )
+        if hasattr(data, "longest_transcript"):
+            characters, source = data.longest_transcript()
+            longest = self.network.decoder.max_tokens - 1  # without the start token
+            if characters > longest:
+                raise UserError(
+                    f"{source}: the transcript has {characters} characters, but the decoder's "
+                    f"max_tokens {longest + 1} allows {longest}: raise it, or cut with "
+                    f"--data.init_args.max_characters={longest}"
+                )
 
     def training_losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Return the losses of a batch."""
@@ -113,26 +116,25 @@ class SpeechRecognizer(TrainingModule):
         return losses, batch.target_count()
 
     def validation_step(self, batch: SpeechBatch) -> None:
-        """Measure one batch."""
+        """Evaluate a batch."""
         self._evaluate(batch, self.val_losses, self.val_scores)
 
-    def test_step(self, batch: SpeechBatch) -> dict[str, Transcripts]:
-        """Measure one batch; return its ``transcripts``."""
-        return {"transcripts": self._evaluate(batch, self.test_losses, self.test_scores)}
+    def test_step(self, batch: SpeechBatch) -> dict[str, list[str]]:
+        """Evaluate a batch; return its ``references`` and ``transcripts``."""
+        references, transcripts = self._evaluate(batch, self.test_losses, self.test_scores)
+        return {"references": references, "transcripts": transcripts}
 
-    def predict_step(self, batch: SpeechBatch) -> Transcripts:
-        """Return the transcripts of one batch; needs none in it."""
-        return self.transcribe(batch, *self.network.encode(batch.waveforms, batch.lengths))
+    def predict_step(self, batch: SpeechBatch) -> list[str]:
+        """Transcribe a batch; its own transcripts are not used."""
+        return self.transcribe(*self.network.encode(batch.waveforms, batch.lengths))
 
     def losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return the losses by name, the encoded audio and its mask.
+        """Compute the losses of a batch, each a mean over tokens.
 
-        The encodings are (batch, positions, hidden), the mask is (batch, positions).
+        Returns:
+            Losses by name; encoded audio (batch, positions, hidden); its mask (batch, positions).
         """
-        features, frames = self.network.features(batch.waveforms, batch.lengths)
-        if self.augment is not None:
-            features = self.augment(features, frames)
-        memory, memory_mask = self.network.encoder(features, frames)
+        memory, memory_mask = self.network.encode(batch.waveforms, batch.lengths)
         logits = self.network.decoder(batch.tokens[:, :-1], memory, memory_mask)
         logits, targets = logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten()
         pad = self.vocabulary.pad
@@ -141,53 +143,45 @@ class SpeechRecognizer(TrainingModule):
             logits, targets, ignore_index=pad, label_smoothing=self.label_smoothing
         )
         losses = {"nll": nll.detach()}
-        if self.ctc_head is not None:
-            ctc = (
-                F.ctc_loss(
-                    self.ctc_head(memory).float().log_softmax(-1).transpose(0, 1),
-                    batch.tokens[:, 1:],
-                    memory_mask.sum(1),
-                    batch.token_lengths - 2,  # without start and stop
-                    blank=pad,
-                    reduction="sum",
-                    zero_infinity=True,  # for clips with fewer positions than characters
-                )
-                / (targets != pad).sum()
+        if self.ctc_weight > 0:
+            total = F.ctc_loss(
+                self.network.ctc_log_probabilities(memory).transpose(0, 1),
+                batch.tokens[:, 1:],
+                memory_mask.sum(1),
+                batch.token_lengths - 2,  # without start and stop
+                blank=pad,
+                reduction="sum",
+                zero_infinity=True,  # for clips with fewer positions than characters
             )
+            ctc = total / (targets != pad).sum()
             losses["ctc"] = ctc.detach()
             loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc
         return {"loss": loss, **losses}, memory, memory_mask
 
     def _evaluate(
         self, batch: SpeechBatch, loss_metrics: MetricCollection, scores: MetricCollection
-    ) -> Transcripts:
+    ) -> tuple[list[str], list[str]]:
         losses, memory, memory_mask = self.losses(batch)
-        self._sum_losses(loss_metrics, losses, batch)
-        self.log_dict(loss_metrics, batch_size=len(batch.indices))
-        transcripts = self.transcribe(batch, memory, memory_mask)
+        weight = batch.target_count()
+        for name, loss in losses.items():
+            loss_metrics[name].update(loss.detach(), weight)
+        self.log_dict(loss_metrics, batch_size=len(batch.ids))
+        transcripts = self.transcribe(memory, memory_mask)
         references = [self.vocabulary.decode(tokens) for tokens in batch.tokens.tolist()]
-        scores.update([text for _, text in transcripts], references)
+        scores.update(transcripts, references)
         for name, score in scores.items():
             self.log(name, score, batch_size=len(references), prog_bar=name == "val/cer")
-        return transcripts
+        return references, transcripts
 
-    def transcribe(self, batch: SpeechBatch, memory: Tensor, memory_mask: Tensor) -> Transcripts:
+    def transcribe(self, memory: Tensor, memory_mask: Tensor) -> list[str]:
+        """Decode encoded audio (batch, positions, hidden) with its mask (batch, positions)."""
         vocabulary = self.vocabulary
-        tokens = greedy_decode(
-            self.network.decoder,
+        tokens = self.decoding.decode(
+            self.network,
             memory,
             memory_mask,
             start=vocabulary.start,
             stop=vocabulary.stop,
             pad=vocabulary.pad,
         )
-        texts = [vocabulary.decode(row) for row in tokens.tolist()]
-        return list(zip(batch.indices.tolist(), texts, strict=True))
-
-    @staticmethod
-    def _sum_losses(
-        metrics: MetricCollection, losses: dict[str, Tensor], batch: SpeechBatch
-    ) -> None:
-        weight = batch.target_count()
-        for name, loss in losses.items():
-            metrics[name].update(loss.detach(), weight)
+        return [vocabulary.decode(row) for row in tokens.tolist()]

@@ -1,9 +1,9 @@
 """Can one perceptron compute a Boolean function? Weights if it can, a certificate if it cannot.
 
 A perceptron with w·x + b > 0 on the positive and < 0 on the negative points exists iff no convex
-combination of positive points is one of negative points (the separating hyperplane theorem): at a
-common point w·x + b would have to be above and below 0. Linear programming finds one or the other;
-what it finds in floating point is verified in exact arithmetic before it is returned.
+combination of positive points equals one of negative points (the separating hyperplane theorem): at
+a common point, w·x + b would have to be above and below 0. Linear programming finds one or the
+other in floating point; the result is verified in exact arithmetic before it is returned.
 """
 
 import math
@@ -16,7 +16,7 @@ from scipy.optimize import linprog
 
 Point = tuple[int, ...]
 Mixture = dict[Point, Fraction]
-"""A convex combination: point → its weight."""
+"""A convex combination: weights by point."""
 
 
 @dataclass(frozen=True)
@@ -26,34 +26,41 @@ class Separation:
     weights: Point
     bias: int
 
+    def __str__(self) -> str:
+        """Return the perceptron as a formula, such as ``sign(− 1·x1 + 2·x3 + 1)``."""
+        terms = [(w, f"·x{i}") for i, w in enumerate(self.weights, 1) if w]
+        terms += [(self.bias, "")] if self.bias else []
+        total = " ".join(f"{'+' if factor > 0 else '−'} {abs(factor)}{x}" for factor, x in terms)
+        return f"sign({total.removeprefix('+ ')})"
+
     def is_valid(self, points: NDArray[np.int64], labels: NDArray[np.int64]) -> bool:
-        """Check it in exact arithmetic."""
+        """Check the perceptron at all points in exact arithmetic."""
         scores = points.astype(object) @ np.array(self.weights, dtype=object) + self.bias
         return all(y * score > 0 for y, score in zip(labels.tolist(), scores, strict=True))
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Two convex combinations, of positive and of negative points, that are the same point."""
+    """Two convex combinations, one of positive and one of negative points, with equal means."""
 
     positives: Mixture
     negatives: Mixture
 
-    def meeting_point(self) -> tuple[Fraction, ...]:
-        """Return the common point."""
-        return mix(self.positives)
+    def common_mean(self) -> tuple[Fraction, ...]:
+        """Return the point that both combinations are."""
+        return mean(self.positives)
 
     def is_valid(self, points: NDArray[np.int64], labels: NDArray[np.int64]) -> bool:
-        """Check it in exact arithmetic."""
+        """Check both combinations in exact arithmetic."""
         label_of = dict(zip(map(tuple, points.tolist()), labels.tolist(), strict=True))
-        return mix(self.positives) == mix(self.negatives) and all(
+        return mean(self.positives) == mean(self.negatives) and all(
             sum(mixture.values()) == 1
             and all(weight > 0 and label_of[point] == label for point, weight in mixture.items())
             for mixture, label in ((self.positives, 1), (self.negatives, -1))
         )
 
 
-def mix(mixture: Mixture) -> tuple[Fraction, ...]:
+def mean(mixture: Mixture) -> tuple[Fraction, ...]:
     """Return the point that a convex combination is."""
     coordinates = zip(*mixture, strict=True)
     weights = list(mixture.values())
@@ -67,22 +74,22 @@ def separate(points: NDArray[np.int64], labels: NDArray[np.int64]) -> Separation
     """Decide whether one perceptron computes a function, and prove it.
 
     Args:
-        points: (N, D), each once.
-        labels: (N,), +1 or −1.
+        points: (N, D) integers, without duplicates.
+        labels: (N,) of +1 and −1.
 
     Raises:
-        ArithmeticError: if the solver's answer does not hold in exact arithmetic.
+        ArithmeticError: if the solver's result does not hold in exact arithmetic.
     """
     found = find_certificate(points, labels) or find_separation(points, labels)
     if found is None or not found.is_valid(points, labels):
-        raise ArithmeticError("the linear program was not solved accurately enough to be proved")
+        raise ArithmeticError("the linear program was not solved accurately enough for a proof")
     return found
 
 
 def find_certificate(points: NDArray[np.int64], labels: NDArray[np.int64]) -> Certificate | None:
-    """Look for λ, μ ≥ 0 of sum 1 with Σ λᵢ pᵢ = Σ μⱼ nⱼ."""
+    """Find λ, μ ≥ 0, each of sum 1, with Σ λᵢ pᵢ = Σ μⱼ nⱼ; None if there are none."""
     positive = (labels > 0).astype(float)
-    # Columns are points, rows the coordinates and the two sums. A vertex has D + 2 points at most.
+    # One column per point, one row per coordinate and sum: a vertex has at most D + 2 points.
     conditions = np.vstack(((points * labels[:, None]).T, positive, 1 - positive))
     right = np.array([0.0] * points.shape[1] + [1.0, 1.0])
     solved = linprog(np.zeros(len(points)), A_eq=conditions, b_eq=right, method="highs-ds")
@@ -96,7 +103,7 @@ def find_certificate(points: NDArray[np.int64], labels: NDArray[np.int64]) -> Ce
 
 
 def find_separation(points: NDArray[np.int64], labels: NDArray[np.int64]) -> Separation | None:
-    """Look for w = u − v and b with y (w·x + b) ≥ 1, of the smallest Σ u + v."""
+    """Find w = u − v and b with y (w·x + b) ≥ 1 and minimal Σ u + v; None if there are none."""
     size = points.shape[1]
     rows = labels[:, None] * np.hstack((points, -points, np.ones((len(points), 1), dtype=np.int64)))
     solved = linprog(
@@ -115,29 +122,6 @@ def find_separation(points: NDArray[np.int64], labels: NDArray[np.int64]) -> Sep
 
 
 def signs(dimension: int) -> NDArray[np.int64]:
-    """Return all of {−1, +1}ᴰ, (2ᴰ, D)."""
+    """Return all points of {−1, +1}ᴰ, (2ᴰ, D)."""
     bits = np.arange(2**dimension)[:, None] >> np.arange(dimension)[::-1]
     return 2 * (bits & 1) - 1
-
-
-def explain(found: Separation | Certificate) -> str:
-    """Return the answer and its proof in words."""
-    if isinstance(found, Separation):
-        terms = [(w, f"·x{i}") for i, w in enumerate(found.weights, 1) if w]
-        terms += [(found.bias, "")] if found.bias else []
-        shown = " ".join(f"{'+' if factor > 0 else '−'} {abs(factor)}{x}" for factor, x in terms)
-        return f"One perceptron computes it: sign({shown.removeprefix('+ ')})."
-
-    def show(mixture: Mixture) -> str:
-        return " + ".join(
-            f"{weight}·({', '.join('+' if x > 0 else '−' for x in point)})"
-            for point, weight in mixture.items()
-        )
-
-    place = ", ".join(str(x) for x in found.meeting_point())
-    return (
-        "No perceptron computes it. Inputs with f = +1 and inputs with f = −1 have a common mean,\n"
-        f"  f = +1:  {show(found.positives)}\n"
-        f"  f = −1:  {show(found.negatives)}\n"
-        f"both are ({place}); there w·x + b would be above 0 and below 0 at once."
-    )

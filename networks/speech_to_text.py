@@ -1,27 +1,33 @@
 """The recognizer's network: from waveforms and the text so far to the next token."""
 
-import torch
 from torch import Tensor, nn
 
 from networks.audio_encoder import AudioEncoder
-from networks.log_mel_spectrogram import LogMelSpectrogram
+from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
 from networks.text_decoder import TextDecoder
 
 
 class SpeechToText(nn.Module):
-    """Log-mel spectrogram, audio encoder, text decoder.
+    """Log-mel spectrogram, SpecAugment while training, audio encoder, text decoder.
 
     Args:
-        encoder: turns spectrograms into encodings.
-        decoder: attends to the encodings.
-        features: turns waveforms into spectrograms.
+        encoder: maps spectrograms to encodings.
+        decoder: attends to the encodings and predicts the text.
+        features: maps waveforms to spectrograms.
+        augment: augmentation of the spectrograms in training mode; none by default.
+        ctc: whether there is a CTC head, a linear layer from the encodings to the decoder's tokens.
 
     Raises:
-        ValueError: if the parts do not fit each other.
+        ValueError: if the parts do not fit together.
     """
 
     def __init__(
-        self, encoder: AudioEncoder, decoder: TextDecoder, features: LogMelSpectrogram
+        self,
+        encoder: AudioEncoder,
+        decoder: TextDecoder,
+        features: LogMelSpectrogram,
+        augment: SpecAugment | None = None,
+        ctc: bool = False,
     ) -> None:
         super().__init__()
         if encoder.hidden_size != decoder.hidden_size:
@@ -34,56 +40,38 @@ class SpeechToText(nn.Module):
                 f"the encoder expects {encoder.bands} bands, the spectrogram has {features.bands}"
             )
         self.features = features
+        self.augment = augment
         self.encoder = encoder
         self.decoder = decoder
+        self.ctc_head = nn.Linear(encoder.hidden_size, decoder.vocabulary_size) if ctc else None
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode clips (batch, samples) of (batch,) lengths in samples.
+        """Encode clips (batch, samples) with (batch,) lengths in samples.
 
         Returns:
             Encodings (batch, positions, hidden) and a mask (batch, positions), true on real ones.
         """
-        return self.encoder(*self.features(waveforms, lengths))
+        spectrograms, frames = self.features(waveforms, lengths)  # (batch, bands, frames)
+        if self.augment is not None:
+            spectrograms = self.augment(spectrograms, frames)
+        return self.encoder(spectrograms, frames)
 
     def forward(self, waveforms: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
-        """Return the logits (batch, length, vocabulary) of what follows each of the tokens."""
+        """Return the logits (batch, length, vocabulary) of the token after each of the tokens."""
         return self.decoder(tokens, *self.encode(waveforms, lengths))
 
+    def ctc_log_probabilities(self, memory: Tensor) -> Tensor:
+        """Return the CTC head's log-probabilities of encodings, in float32.
 
-@torch.no_grad()
-def greedy_decode(
-    decoder: TextDecoder,
-    memory: Tensor,
-    memory_mask: Tensor,
-    *,
-    start: int,
-    stop: int,
-    pad: int,
-    max_tokens: int | None = None,
-) -> Tensor:
-    """Take the likeliest token at each step until every text has ended.
+        Args:
+            memory: encodings (batch, positions, hidden).
 
-    Args:
-        decoder: in evaluation mode.
-        memory: encoded audio (batch, positions, hidden).
-        memory_mask: (batch, positions), true on the real ones.
-        start: the token each text begins with.
-        stop: the token that ends a text.
-        pad: fills up a text that has ended.
-        max_tokens: longest text; the decoder's own limit by default.
+        Returns:
+            (batch, positions, vocabulary); the padding token stands for the blank.
 
-    Returns:
-        (batch, length) tokens without the start; a text that did not end has no stop.
-    """
-    max_tokens = decoder.max_tokens if max_tokens is None else max_tokens
-    cache = decoder.start(memory, memory_mask, max_tokens)
-    tokens = torch.full(memory.shape[:1], start, device=memory.device)
-    ended = torch.zeros_like(tokens, dtype=torch.bool)
-    decoded = []
-    for _ in range(max_tokens):
-        tokens = decoder.step(tokens, cache).argmax(-1).masked_fill(ended, pad)
-        decoded.append(tokens)
-        ended |= tokens == stop
-        if ended.all():
-            break
-    return torch.stack(decoded, dim=1)
+        Raises:
+            ValueError: if there is no CTC head.
+        """
+        if self.ctc_head is None:
+            raise ValueError("the network has no CTC head: set network.init_args.ctc=true")
+        return self.ctc_head(memory).float().log_softmax(-1)

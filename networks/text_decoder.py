@@ -1,8 +1,8 @@
 """Text decoders that attend to encoded audio: one Transformer layer, or one LSTM layer.
 
 Both read the text so far, let it attend to the audio and predict the next token at each position;
-they differ only in how they read. For decoding, each reads one token at a time with an explicit
-cache and gives what it would give for the whole text.
+they differ only in how they read. While decoding they read one token at a time, with an explicit
+cache, and predict the same as for the whole text.
 """
 
 from abc import ABC, abstractmethod
@@ -12,20 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.attention import AttentionKernel, MultiHeadAttention, ResidualAttentionBlock
+from networks.attention import (
+    AttentionKernel,
+    BatchState,
+    MultiHeadAttention,
+    ResidualAttentionBlock,
+)
 
 
 @dataclass
 class DecodingCache:
-    """What a decoder keeps between two tokens.
+    """State of a decoder between two tokens.
 
     Attributes:
-        memory: the audio as cross-attention's kernel summarizes it, once.
-        text: the reader's own state after the tokens so far.
+        memory: encoded audio, summarized once by the kernel of the cross-attention.
+        text: state of the reader after the tokens so far.
     """
 
-    memory: Any
-    text: Any
+    memory: BatchState
+    text: BatchState
+
+    def reorder(self, rows: Tensor) -> None:
+        """Make row i of the batch a copy of the former row ``rows[i]``, audio and text, in place.
+
+        Repeated rows turn one clip into several hypotheses. While hypotheses only change places
+        among those of the same clip, ``text.reorder`` is enough, and cheaper.
+
+        Args:
+            rows: (selected,) indices, in any order and number; one may occur several times.
+        """
+        self.memory.reorder(rows)
+        self.text.reorder(rows)
 
 
 class TextDecoder(nn.Module, ABC):
@@ -33,11 +50,11 @@ class TextDecoder(nn.Module, ABC):
 
     Args:
         vocabulary_size: number of tokens.
-        hidden_size: channels; the encoder's.
-        heads: heads of the cross-attention.
-        mlp_size: hidden channels of the cross-attention block's MLP.
-        max_tokens: longest text, the start token included.
-        dropout: on embeddings and residual branches.
+        hidden_size: model width; the same as the encoder's.
+        heads: number of heads of the cross-attention.
+        mlp_size: hidden units of the cross-attention block's MLP.
+        max_tokens: maximum length of a text, the start token included.
+        dropout: dropout probability on embeddings and residual branches.
         cross_attention: kernel of the attention to the audio; softmax by default.
     """
 
@@ -52,6 +69,7 @@ class TextDecoder(nn.Module, ABC):
         cross_attention: AttentionKernel | None,
     ) -> None:
         super().__init__()
+        self.vocabulary_size = vocabulary_size
         self.hidden_size = hidden_size
         self.max_tokens = max_tokens
         self.embedding = nn.Embedding(vocabulary_size, hidden_size)
@@ -67,27 +85,27 @@ class TextDecoder(nn.Module, ABC):
         """Read whole texts, (batch, length) → (batch, length, hidden); position i sees 0 … i."""
 
     @abstractmethod
-    def start_reading(self, max_tokens: int) -> Any:
-        """Return the state of a reader that has read nothing yet."""
+    def start_reading(self, max_tokens: int) -> BatchState:
+        """Return the state before the first of at most ``max_tokens`` tokens."""
 
     @abstractmethod
     def read_next(self, tokens: Tensor, state: Any) -> Tensor:
-        """Read one more token of each text, (batch, 1) → (batch, 1, hidden); moves ``state`` on."""
+        """Read one more token of each text, (batch, 1) → (batch, 1, hidden); updates ``state``."""
 
     def forward(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """Predict the token that follows each position.
 
         Args:
-            tokens: (batch, length), each text behind its start token.
+            tokens: (batch, length), each text after its start token.
             memory: encoded audio (batch, positions, hidden).
-            memory_mask: (batch, positions), true on the real ones.
+            memory_mask: (batch, positions), true on real positions.
 
         Returns:
-            Logits (batch, length, vocabulary). Padding behind a text does not reach them: reading
-            is causal.
+            Logits (batch, length, vocabulary). Padding after a text does not change its logits:
+            reading is causal.
 
         Raises:
-            ValueError: if a text is longer than ``max_tokens``.
+            ValueError: if the texts are longer than ``max_tokens``.
         """
         self._check_length(tokens.shape[1])
         summary = self.cross_attention.attention.summarize(memory, memory_mask)
@@ -96,7 +114,19 @@ class TextDecoder(nn.Module, ABC):
     def start(
         self, memory: Tensor, memory_mask: Tensor, max_tokens: int | None = None
     ) -> DecodingCache:
-        """Prepare to decode up to ``max_tokens`` (this decoder's own by default) token by token."""
+        """Prepare to decode token by token.
+
+        Args:
+            memory: encoded audio (batch, positions, hidden).
+            memory_mask: (batch, positions), true on real positions.
+            max_tokens: maximum number of steps; the decoder's own maximum by default.
+
+        Returns:
+            A cache for `step`.
+
+        Raises:
+            ValueError: if ``max_tokens`` is larger than the decoder's own.
+        """
         max_tokens = self.max_tokens if max_tokens is None else max_tokens
         self._check_length(max_tokens)
         return DecodingCache(
@@ -105,12 +135,15 @@ class TextDecoder(nn.Module, ABC):
         )
 
     def step(self, tokens: Tensor, cache: DecodingCache) -> Tensor:
-        """Read the next tokens (batch,) and return the logits (batch, vocabulary) behind them."""
+        """Read the next tokens (batch,) and return the logits (batch, vocabulary) after them."""
         hidden = self.read_next(tokens[:, None], cache.text)
         return self._predict(hidden, cache.memory)[:, 0]
 
     def alignment(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """Return the cross-attention weights, mean over heads: (batch, length, positions)."""
+        """Return the cross-attention weights, averaged over heads: (batch, length, positions).
+
+        Arguments as in `forward`.
+        """
         attention = self.cross_attention.attention
         query = self.cross_attention.attention_norm(self.read(tokens))
         return attention.weights(query, memory, memory_mask).mean(1)
@@ -128,18 +161,21 @@ class TextDecoder(nn.Module, ABC):
 
 @dataclass
 class _TransformerState:
-    """The self-attention's state after so many tokens."""
+    """State of the self-attention after ``length`` tokens."""
 
-    attention: Any
+    attention: BatchState
     length: int = 0
+
+    def reorder(self, rows: Tensor) -> None:
+        self.attention.reorder(rows)
 
 
 class TextDecoderTransformer(TextDecoder):
     """Reads with learned positions and one causal residual self-attention layer, x + attention(x).
 
-    At the course's settings (35 tokens, 99 positions) the decoder has 517,035 parameters; for that
-    count the self-attention has no LayerNorm of its own and a bias on all four projections.
-    Arguments as `TextDecoder`; ``self_attention`` is the kernel of the other one.
+    With the course's settings (35 tokens, 99 positions) the decoder has 517,035 parameters. To
+    match that number, the self-attention has no LayerNorm and a bias on all four projections.
+    Arguments as `TextDecoder`'s; ``self_attention`` is the kernel of the self-attention.
     """
 
     def __init__(
@@ -156,7 +192,7 @@ class TextDecoderTransformer(TextDecoder):
         super().__init__(
             vocabulary_size, hidden_size, heads, mlp_size, max_tokens, dropout, cross_attention
         )
-        # As large as token embeddings: which part of the audio is next is a matter of position.
+        # As large as token embeddings: the position decides which part of the audio comes next.
         self.positions = nn.Parameter(torch.randn(max_tokens, hidden_size))
         self.self_attention = MultiHeadAttention(
             hidden_size, heads, key_bias=True, kernel=self_attention
@@ -181,11 +217,16 @@ class _RecurrentState:
 
     lstm: tuple[Tensor, Tensor] | None = None
 
+    def reorder(self, rows: Tensor) -> None:
+        if self.lstm is not None:
+            hidden, cell = self.lstm
+            self.lstm = hidden.index_select(1, rows), cell.index_select(1, rows)
+
 
 class TextDecoderRecurrent(TextDecoder):
     """Reads with a LayerNorm and one LSTM layer.
 
-    658,435 parameters at the course's settings (35 tokens). Arguments as `TextDecoder`.
+    658,435 parameters with the course's settings (35 tokens). Arguments as `TextDecoder`'s.
     """
 
     def __init__(

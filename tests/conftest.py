@@ -31,6 +31,7 @@ model:
         decoder:
           class_path: networks.TextDecoderTransformer
           init_args: {hidden_size: 48, mlp_size: 96, max_tokens: 20}
+        ctc: true
     ctc_weight: 0.3
 data:
   class_path: datamodules.LJSpeechDataModule

@@ -55,7 +55,7 @@ def arguments(task: str, small: list[str], retinas: Path) -> list[str]:
         args = [*small, f"{network}.encoder.init_args.dropout=0.1", "--data.init_args.batch_size=6"]
         args += [
             f"{network}.decoder.init_args.dropout=0.1",
-            "--model.init_args.augment=networks.SpecAugment",
+            f"{network}.augment=networks.SpecAugment",
             f"--data.init_args.num_workers={2 if 'workers' in task else 0}",
         ]
     elif task == "boolean":

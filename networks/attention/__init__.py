@@ -1,6 +1,6 @@
 """Multi-head attention and its kernels: softmax, and the truncated Maclaurin series."""
 
-from networks.attention.kernel import AttentionKernel, KeyValues, SoftmaxAttention
+from networks.attention.kernel import AttentionKernel, BatchState, KeyValues, SoftmaxAttention
 from networks.attention.maclaurin import (
     MaclaurinState,
     count_features,
@@ -16,6 +16,7 @@ from networks.attention.multi_head import MultiHeadAttention, ResidualAttentionB
 
 __all__ = [
     "AttentionKernel",
+    "BatchState",
     "KeyValues",
     "MaclaurinAttention",
     "MaclaurinState",

@@ -1,9 +1,9 @@
-"""What an attention kernel is, and the usual one."""
+"""The interface of attention kernels, and softmax attention."""
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,59 +16,87 @@ class KeyValues(NamedTuple):
     keys: Tensor
     values: Tensor
 
+    def select(self, rows: Tensor) -> "KeyValues":
+        """Return the given rows (selected,) of the batch."""
+        return KeyValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
+
+
+class BatchState(Protocol):
+    """State of a batch of sequences."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Make row i of the batch a copy of the former row ``rows[i]``, in place.
+
+        Args:
+            rows: (selected,) indices, in any order and number; one may occur several times.
+        """
+
 
 class AttentionKernel(ABC):
-    """How queries, keys and values become one output a query.
+    """How queries attend to keys and values.
 
-    Queries are (batch, heads, queries, head size), and so are outputs. A ``key_mask`` is
-    (batch, keys), true on real positions; None if all are real.
+    Queries and outputs are (batch, heads, queries, head size). A ``key_mask`` is (batch, keys),
+    true on real positions; None if all positions are real.
     """
 
     def __call__(
         self, query: Tensor, key_values: KeyValues, key_mask: Tensor | None, causal: bool
     ) -> Tensor:
-        """Attend to all keys, or with ``causal`` by query i to keys 0 … i only."""
+        """Attend to all keys; with ``causal``, query i attends to keys 0 … i only."""
         if causal:
             return self.attend_causally(query, key_values, key_mask)
         return self.read(query, self.summarize(key_values, key_mask))
 
     @abstractmethod
-    def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> Any:
-        """Return what any number of queries can read: the memory, prepared once."""
+    def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> BatchState:
+        """Prepare a memory once for any number of queries."""
 
     @abstractmethod
     def read(self, query: Tensor, summary: Any) -> Tensor:
-        """Attend to everything that was summarized."""
+        """Attend to the whole memory that ``summary``, from `summarize`, was made of."""
 
     @abstractmethod
     def attend_causally(
         self, query: Tensor, key_values: KeyValues, key_mask: Tensor | None
     ) -> Tensor:
-        """Attend by query i to keys 0 … i."""
+        """Let query i attend to keys 0 … i."""
 
     @abstractmethod
-    def start(self, max_length: int) -> Any:
-        """Return the state of causal attention that has seen no position yet."""
+    def start(self, max_length: int) -> BatchState:
+        """Return the state of causal attention before the first of ``max_length`` positions."""
 
     @abstractmethod
     def step(self, query: Tensor, key_values: KeyValues, state: Any) -> Tensor:
-        """Append one position to the state, in place, and attend from it to all so far."""
+        """Append one position to ``state``, in place, and attend from it to all so far."""
 
     @abstractmethod
     def weights(self, query: Tensor, keys: Tensor, key_mask: Tensor | None) -> Tensor:
-        """Return the weights (batch, heads, queries, keys), of sum 1, to look at."""
+        """Return the attention weights (batch, heads, queries, keys), for inspection."""
+
+
+@dataclass
+class _Memory:
+    """Keys and values to attend to, and their mask."""
+
+    key_values: KeyValues
+    key_mask: Tensor | None
+
+    def reorder(self, rows: Tensor) -> None:
+        self.key_values = self.key_values.select(rows)
+        if self.key_mask is not None:
+            self.key_mask = self.key_mask.index_select(0, rows)
 
 
 @dataclass
 class _Positions:
-    """Keys and values of the positions so far, in buffers for all that may follow."""
+    """Keys and values of the positions so far, in buffers of the maximum length."""
 
     max_length: int
     buffers: KeyValues | None = None
     length: int = 0
 
     def extend(self, new: KeyValues) -> KeyValues:
-        """Append one position and return all up to it."""
+        """Append one position and return all positions so far."""
         if self.buffers is None:
             batch, heads, _, head_size = new.keys.shape
             shape = (batch, heads, self.max_length, head_size)
@@ -78,19 +106,20 @@ class _Positions:
         self.length += 1
         return KeyValues(*(buffer[:, :, : self.length] for buffer in self.buffers))
 
+    def reorder(self, rows: Tensor) -> None:
+        if self.buffers is not None:
+            self.buffers = self.buffers.select(rows)
+
 
 class SoftmaxAttention(AttentionKernel):
     """Softmax(QKᵀ/√D)V (Vaswani et al. 2017) by PyTorch's fused kernels."""
 
-    def summarize(
-        self, key_values: KeyValues, key_mask: Tensor | None
-    ) -> tuple[KeyValues, Tensor | None]:
-        return key_values, key_mask
+    def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> _Memory:
+        return _Memory(key_values, key_mask)
 
-    def read(self, query: Tensor, summary: tuple[KeyValues, Tensor | None]) -> Tensor:
-        (keys, values), key_mask = summary
-        mask = None if key_mask is None else key_mask[:, None, None, :]
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    def read(self, query: Tensor, summary: _Memory) -> Tensor:
+        mask = None if summary.key_mask is None else summary.key_mask[:, None, None, :]
+        return F.scaled_dot_product_attention(query, *summary.key_values, attn_mask=mask)
 
     def attend_causally(
         self, query: Tensor, key_values: KeyValues, key_mask: Tensor | None

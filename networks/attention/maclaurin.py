@@ -10,6 +10,7 @@ Shapes: D is the head size, K the number of terms, M = C(D + K − 1, K − 1) t
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -121,11 +122,19 @@ def maclaurin_attention_naive(
         return _normalize(weights @ weighed).to(value.dtype)
 
 
+@dataclass
 class MaclaurinState:
-    """What causal attention keeps of the past: Σ φ(k)[v, 1]ᵀ, (batch, heads, M, E + 1)."""
+    """Sums over keys and values, Σ m(k)[v, 1]ᵀ, (batch, heads, M, E + 1); None before the first.
 
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None
+    m are the monomials of φ without their coefficients.
+    """
+
+    sums: Tensor | None = None
+
+    def reorder(self, rows: Tensor) -> None:
+        """Make row i of the batch a copy of the former row ``rows[i]``."""
+        if self.sums is not None:
+            self.sums = self.sums.index_select(0, rows)
 
 
 def maclaurin_step(

@@ -46,13 +46,14 @@ class MaclaurinAttention(AttentionKernel):
         self.terms = terms
         self.max_logit = max_logit
 
-    def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> Tensor:
+    def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> MaclaurinState:
         keys, values = key_values
         padding = None if key_mask is None else ~key_mask
-        return summarize(self._bound(keys), values, self.terms, padding)
+        return MaclaurinState(summarize(self._bound(keys), values, self.terms, padding))
 
-    def read(self, query: Tensor, summary: Tensor) -> Tensor:
-        return read(self._bound(query), summary, self.terms).to(query.dtype)
+    def read(self, query: Tensor, summary: MaclaurinState) -> Tensor:
+        assert summary.sums is not None, "nothing was summarized"
+        return read(self._bound(query), summary.sums, self.terms).to(query.dtype)
 
     def attend_causally(
         self, query: Tensor, key_values: KeyValues, key_mask: Tensor | None

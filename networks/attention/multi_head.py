@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from networks.attention.kernel import AttentionKernel, KeyValues, SoftmaxAttention
+from networks.attention.kernel import AttentionKernel, BatchState, KeyValues, SoftmaxAttention
 
 
 class MultiHeadAttention(nn.Module):
@@ -53,7 +53,7 @@ class MultiHeadAttention(nn.Module):
         query = self.split_heads(self.query(x))
         return self.merge_heads(self.kernel(query, self.project(x), key_mask, causal))
 
-    def summarize(self, memory: Tensor, key_mask: Tensor | None = None) -> Any:
+    def summarize(self, memory: Tensor, key_mask: Tensor | None = None) -> BatchState:
         """Prepare a memory (batch, keys, hidden) for any number of queries."""
         return self.kernel.summarize(self.project(memory), key_mask)
 

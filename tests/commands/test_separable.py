@@ -10,13 +10,15 @@ def test_xor_is_refuted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[
     output = capsys.readouterr().out
     assert "+1 on 2 of 4 inputs" in output
     assert "No perceptron computes it." in output
+    assert "f = +1:  1/2·(−, +) + 1/2·(+, −)" in output
     assert "f = −1:  1/2·(−, −) + 1/2·(+, +)" in output
+    assert "both are (0, 0)" in output
     assert (tmp_path / "separable_0_0.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_at_an_end_is_separated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["separable", "--dimension=3", "--low=-3", "--high=-1", f"--output={tmp_path}"])
-    assert "sign(− 1·x1 − 1·x2 − 1·x3)" in capsys.readouterr().out
+    assert "One perceptron computes it: sign(− 1·x1 − 1·x2 − 1·x3)." in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

@@ -13,13 +13,14 @@ from tests.conftest import REAL_DATA, SAMPLE_RATE, speak_tones
 def test_the_courses_split_of_lj_speech_is_exact(tmp_path: Path) -> None:
     lines = (f"LJ-{i}|a|a\n" for i in range(13_100))
     (tmp_path / "metadata.csv").write_text("".join(lines), encoding="utf-8")
-    parts = LJSpeechDataModule(root=str(tmp_path))._split_lines()
+    data = LJSpeechDataModule(root=str(tmp_path))
+    parts = data._split(data.read_transcripts())
     assert {split: len(part) for split, part in parts.items()} == {
         "train": 9825,
         "val": 655,
         "test": 2620,
     }
-    assert [part[0][0] for part in parts.values()] == ["LJ-0", "LJ-9825", "LJ-10480"]
+    assert [part[0].id for part in parts.values()] == ["LJ-0", "LJ-9825", "LJ-10480"]
 
 
 def test_batches_hold_padded_waveforms_and_tokens_with_their_lengths(tones: Path) -> None:

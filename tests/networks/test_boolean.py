@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from networks.boolean import IntervalMLP, interval_labels, sign
-from networks.separability import Certificate, Separation, explain, separate, signs
+from networks.separability import Certificate, Separation, separate, signs
 
 
 def intervals(dimension: int) -> list[tuple[int, int]]:
@@ -128,13 +128,9 @@ def test_the_four_point_argument() -> None:
                 assert (first <= point.sum() <= last) == positive
 
 
-def test_explanations_can_be_read() -> None:
-    assert explain(separate(signs(2), np.array([1, 1, 1, -1]))) == (
-        "One perceptron computes it: sign(− 1·x1 − 1·x2 + 1)."
-    )
-    text = explain(separate(signs(2), np.array([-1, 1, 1, -1])))
-    assert "f = +1:  1/2·(−, +) + 1/2·(+, −)" in text
-    assert "both are (0, 0)" in text
+def test_a_perceptron_is_written_as_its_formula() -> None:
+    assert str(separate(signs(2), np.array([1, 1, 1, -1]))) == "sign(− 1·x1 − 1·x2 + 1)"
+    assert str(Separation((2, 0, -3), 0)) == "sign(2·x1 − 3·x3)"
 
 
 @pytest.mark.parametrize(

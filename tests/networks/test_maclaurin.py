@@ -1,5 +1,6 @@
 """Each test names the section of docs/maclaurin_attention.md that it checks."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -10,11 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from networks.attention import (
-    AttentionKernel,
-    KeyValues,
     MaclaurinAttention,
     MaclaurinState,
-    SoftmaxAttention,
     count_features,
     maclaurin_attention,
     maclaurin_attention_naive,
@@ -93,11 +91,17 @@ def test_section_2_features_of_three_terms_are_the_packed_ones() -> None:
 
 
 def test_section_2_without_cross_terms_the_series_is_another() -> None:
-    """The known wrong answer: 2D + 1 features, the squares without the products."""
-    q = k = torch.tensor([1.0, 1.0])
-    wrong = 1 + (q * k).sum() + (q**2 * k**2).sum() / 2
-    assert wrong == 4
-    assert truncated_exp((q * k).sum(), 3) == 5
+    """A known wrong answer: 2D + 1 features, the squares without the products of two variables."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 7, 5, dtype=torch.float64)
+    left, right = maclaurin_features(q, 3), maclaurin_features(k, 3)
+    pairs = list(itertools.combinations_with_replacement(range(5), 2))
+    squares = torch.tensor([True] * 6 + [i == j for i, j in pairs])
+    assert squares.sum() == 2 * 5 + 1
+    wrong = (left * right)[:, squares].sum(-1)
+    torch.testing.assert_close(wrong, 1 + (q * k).sum(-1) + (q**2 * k**2).sum(-1) / 2)
+    missing = sum(q[:, i] * q[:, j] * k[:, i] * k[:, j] for i, j in pairs if i != j)
+    torch.testing.assert_close(truncated_exp((q * k).sum(-1), 3), wrong + missing)
 
 
 @pytest.mark.parametrize(
@@ -312,24 +316,6 @@ def test_queries_that_see_nothing_get_zeros_and_finite_gradients(causal: bool) -
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("kernel", [SoftmaxAttention(), MaclaurinAttention(5, max_logit=2.0)])
-def test_a_kernels_ways_to_attend_agree(kernel: AttentionKernel) -> None:
-    """Weights, whole and step by step are one function."""
-    q, k, v = (x.detach() for x in inputs(7, 7, 4, 4))
-    mask = ~padding(7)
-    whole = kernel(q, KeyValues(k, v), mask, causal=False)
-    torch.testing.assert_close(kernel.weights(q, k, mask) @ v, whole)
-    causal = kernel(q, KeyValues(k, v), None, causal=True)
-    state = kernel.start(7)
-    for i in range(7):
-        here = slice(i, i + 1)
-        step = kernel.step(q[:, :, here], KeyValues(k[:, :, here], v[:, :, here]), state)
-        torch.testing.assert_close(step, causal[:, :, here])
-    # With a mask of real keys only in front, causal attention is that of the shorter sequence.
-    masked = kernel(q, KeyValues(k, v), mask, causal=True)
-    torch.testing.assert_close(masked[:, :, :3], causal[:, :, :3])
-
-
 def test_a_cache_made_in_inference_mode_serves_training() -> None:
     with torch.inference_mode():
         maclaurin_features(torch.randn(2, 11), 3)
@@ -338,17 +324,6 @@ def test_a_cache_made_in_inference_mode_serves_training() -> None:
     assert x.grad is not None
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"terms": 0}, "terms 0 is less than 1"),
-        ({"terms": 2}, "with 2 terms, an even number, weights can be negative"),
-        ({"terms": 4, "max_logit": 2.0}, "take an odd number of terms or a smaller max_logit"),
-        ({"max_logit": 0.0}, r"max_logit 0\.0 is not above 0"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MaclaurinAttention(**settings)  # type: ignore[arg-type]
+def test_attention_needs_a_term() -> None:
     with pytest.raises(ValueError, match="terms 0 is less than 1"):
         maclaurin_attention(*inputs(2, 2), 0)

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from networks import (
     AudioEncoder,
+    GreedySearch,
     LogMelSpectrogram,
     MaclaurinAttention,
+    SpecAugment,
     SpeechToText,
     TextDecoder,
     TextDecoderRecurrent,
     TextDecoderTransformer,
-    greedy_decode,
 )
 from networks.attention import AttentionKernel
 
@@ -94,6 +95,35 @@ def test_a_prediction_depends_on_the_text_so_far_and_not_on_what_follows(
     assert ((before[:, 3:] - after[:, 3:]).abs().amax((0, 2)) > 1e-4).all()
 
 
+def test_spectrograms_are_augmented_in_training_and_left_alone_in_evaluation() -> None:
+    network = small_network(TextDecoderTransformer)
+    clips = ragged_clips()
+    plain, mask = network.encode(*clips)
+    network.augment = SpecAugment(frequency_mask=40)
+    torch.testing.assert_close(network.eval().encode(*clips), (plain, mask), rtol=0, atol=0)
+    network.train()
+    torch.manual_seed(2)
+    augmented, _ = network.encode(*clips)
+    torch.manual_seed(2)
+    spectrograms, frames = network.features(*clips)
+    expected, _ = network.encoder(network.augment(spectrograms, frames), frames)
+    torch.testing.assert_close(augmented, expected, rtol=0, atol=0)
+    assert (augmented - plain).abs().max() > 1e-3
+
+
+def test_the_ctc_head_predicts_the_decoders_tokens_at_each_position() -> None:
+    torch.manual_seed(0)
+    encoder, decoder = AudioEncoder(hidden_size=16), TextDecoderTransformer(9, hidden_size=16)
+    network = SpeechToText(encoder, decoder, LogMelSpectrogram(), ctc=True)
+    memory, _ = network.encode(*ragged_clips())
+    probabilities = network.ctc_log_probabilities(memory).exp()
+    assert probabilities.shape == (*memory.shape[:2], 9)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(memory.shape[:2]))
+    assert parameters(network) == parameters(encoder) + parameters(decoder) + 9 * 17
+    with pytest.raises(ValueError, match=r"no CTC head: set network\.init_args\.ctc=true"):
+        small_network(TextDecoderTransformer).ctc_log_probabilities(memory)
+
+
 def decode_without_cache(
     decoder: TextDecoder, memory: Tensor, mask: Tensor, max_tokens: int
 ) -> list[list[int]]:
@@ -120,12 +150,41 @@ def test_cached_greedy_decoding_equals_decoding_without_a_cache(
         memory = torch.randn(4, 11, 16)
         mask = torch.arange(11) < torch.tensor([[11], [7], [3], [1]])
         expected = decode_without_cache(network.decoder, memory, mask, 30)
-        decoded = greedy_decode(network.decoder, memory, mask, start=START, stop=STOP, pad=PAD)
+        decoded = GreedySearch().decode(network, memory, mask, start=START, stop=STOP, pad=PAD)
         assert decoded.shape[1] == max(map(len, expected))  # it stops when every row has ended
         for row, text in zip(decoded.tolist(), expected, strict=True):
             assert row == text + [PAD] * (len(row) - len(text))
             lengths_seen.add(len(text))
     assert len(lengths_seen) > 3  # texts ended at different steps
+
+
+@pytest.mark.parametrize(
+    "decoder", [*DECODERS, partial(TextDecoderRecurrent, cross_attention=SERIES)]
+)
+@pytest.mark.parametrize("read", [0, 3], ids=["at the start", "after three tokens"])
+@torch.no_grad()
+def test_decoding_after_a_reorder_equals_decoding_the_reordered_texts(
+    decoder: Decoder, read: int
+) -> None:
+    network = small_network(decoder).decoder
+    memory = torch.randn(4, 11, 16)
+    mask = torch.arange(11) < torch.tensor([[11], [7], [3], [1]])
+    tokens = torch.randint(0, 9, (4, read))
+    cache = network.start(memory, mask)
+    for following in tokens.T:
+        network.step(following, cache)
+    rows = torch.tensor([2, 2, 0, 3, 1, 0])  # one is repeated, so the batch grows
+    cache.reorder(rows)
+    tokens = torch.cat((tokens[rows], torch.randint(0, 9, (6, 3))), dim=1)
+    expected = network(tokens, memory[rows], mask[rows])
+    for i in range(read, read + 3):
+        if i == read + 1:  # hypotheses of one clip change places; their audio is the same
+            swapped = torch.tensor([1, 0, 5, 3, 4, 2])
+            cache.text.reorder(swapped)
+            tokens = tokens[swapped]
+            expected = network(tokens, memory[rows], mask[rows])
+        logits = network.step(tokens[:, i], cache)
+        torch.testing.assert_close(logits, expected[:, i], rtol=1e-4, atol=1e-4)
 
 
 def test_alignment_is_a_distribution_over_the_real_positions() -> None:

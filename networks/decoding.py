@@ -1,0 +1,80 @@
+"""Decoding strategies: how next-token predictions become whole texts."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from networks.speech_to_text import SpeechToText
+
+
+class DecodingStrategy(ABC):
+    """Search for each clip's text.
+
+    A strategy drives the network's decoder with `TextDecoder.start` and `TextDecoder.step`, and may
+    reorder the cache's rows in between, as a beam search does. It may also use the network's CTC
+    head, if there is one.
+    """
+
+    @abstractmethod
+    def decode(
+        self,
+        network: SpeechToText,
+        memory: Tensor,
+        memory_mask: Tensor,
+        *,
+        start: int,
+        stop: int,
+        pad: int,
+    ) -> Tensor:
+        """Return the best text found for each clip.
+
+        Args:
+            network: network in evaluation mode.
+            memory: encoded audio (batch, positions, hidden).
+            memory_mask: (batch, positions), true on real positions.
+            start: token before the first one of a text.
+            stop: token that ends a text.
+            pad: token after the end of a text; the CTC head's blank.
+
+        Returns:
+            Tokens (batch, length), without the start token. Each text ends with the stop token,
+            unless it reached the maximum length, and is padded.
+        """
+
+
+class GreedySearch(DecodingStrategy):
+    """Take the most probable token at each step until every text has ended.
+
+    Args:
+        max_tokens: maximum length of a text, the stop token included; the decoder's own maximum by
+            default.
+    """
+
+    def __init__(self, max_tokens: int | None = None) -> None:
+        self.max_tokens = max_tokens
+
+    @torch.no_grad()
+    def decode(
+        self,
+        network: SpeechToText,
+        memory: Tensor,
+        memory_mask: Tensor,
+        *,
+        start: int,
+        stop: int,
+        pad: int,
+    ) -> Tensor:
+        decoder = network.decoder
+        max_tokens = decoder.max_tokens if self.max_tokens is None else self.max_tokens
+        cache = decoder.start(memory, memory_mask, max_tokens)
+        tokens = torch.full(memory.shape[:1], start, device=memory.device)
+        ended = torch.zeros_like(tokens, dtype=torch.bool)
+        decoded = []
+        for _ in range(max_tokens):
+            tokens = decoder.step(tokens, cache).argmax(-1).masked_fill(ended, pad)
+            decoded.append(tokens)
+            ended |= tokens == stop
+            if ended.all():
+                break
+        return torch.stack(decoded, dim=1)

@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def test_the_decoding_strategy_is_given_by_class_path(
+    small: list[str], run_cli: Callable[..., Path]
+) -> None:
+    decoding = "{class_path: networks.GreedySearch, init_args: {max_tokens: 3}}"
+    args = [*small, "--ckpt_path=none", f"--model.init_args.decoding={decoding}"]
+    lines = (run_cli("predict", *args) / "predictions.csv").read_text().splitlines()
+    texts = [line.split("|")[1] for line in lines]
+    assert max(map(len, texts)) == 3  # of at most 20 by default
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("network.init_args.ctc=false", "ctc_weight 0.3 needs network.init_args.ctc=true"),
+        ("ctc_weight=0", "ctc_weight 0.0 needs network.init_args.ctc=false"),
+    ],
+)
+def test_a_ctc_head_and_its_loss_come_together(
+    setting: str, message: str, small: list[str], fail_cli: Callable[..., str]
+) -> None:
+    assert message in fail_cli("fit", *small, f"--model.init_args.{setting}")
