@@ -276,18 +276,32 @@ class SuiteCLI(LightningCLI):
 
 
 def find_filled(model: Namespace, data: LightningDataModule) -> Iterator[str]:
-    """Yield ``argument=value`` for each argument of the model that the data module fills."""
+    """Yield ``argument=value`` for each argument of the model that the data module fills.
+
+    Raises:
+        UserError: if the model needs an argument that neither the data nor the configuration has.
+    """
     for source, target in LINKS:
         *parents, argument = target.replace("init_args.", "").split(".")
         node: Any = model
         for parent in parents:
             node = node.get("init_args", {}).get(parent) if node else None
         found = pydoc.locate(node.class_path) if node and "class_path" in node else None
-        takes_it = callable(found) and argument in inspect.signature(found).parameters
-        if takes_it and hasattr(data, source):
+        parameters = inspect.signature(found).parameters if callable(found) else {}
+        if argument not in parameters:
+            continue
+        if hasattr(data, source):
             value = getattr(data, source)
             shown = f"={value}" if isinstance(value, int | str) else ""
             yield ".".join(("model", *parents, argument)) + shown
+        elif (
+            parameters[argument].default is inspect.Parameter.empty
+            and node.init_args.get(argument) is None
+        ):
+            raise UserError(
+                f"{node.class_path} needs {argument}, which {type(data).__name__} does not have: "
+                "the data are of another task"
+            )
 
 
 def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:

@@ -9,6 +9,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from engine.distributed import gather
 from errors import UserError
@@ -156,8 +157,9 @@ class TrainingModule(LightningModule):
         Raises:
             UserError: if it needs a validation metric after steps that the trainer does not take.
         """
-        configs = self.trainer.lr_scheduler_configs
-        if not self.automatic_optimization and any(c.reduce_on_plateau for c in configs):
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        plateau = any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules)
+        if plateau and not self.automatic_optimization:
             raise UserError("ReduceLROnPlateau needs --data.init_args.steps_per_execution=1")
 
     def check_finite(self, value: float, batch: Any, step: int) -> None:

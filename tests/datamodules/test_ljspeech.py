@@ -51,8 +51,8 @@ def test_workers_change_nothing(tones: Path) -> None:
         data.setup("fit")
         batches.append(list(data.train_dataloader()))
     for alone, helped in zip(*batches, strict=True):
-        for a, b in zip(alone[:5], helped[:5], strict=True):
-            assert torch.equal(a, b)
+        for a, b in zip(alone, helped, strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def test_a_clip_of_another_rate_is_resampled(own_tones: Path) -> None:

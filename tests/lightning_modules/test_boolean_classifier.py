@@ -71,7 +71,7 @@ def test_a_perceptron_learns_what_it_can(
                 "--data=datamodules.DemoOCTDataModule",
                 "--model.init_args.network.init_args.dimension=784",
             ],
-            "needs Boolean data",
+            "needs dimension, which DemoOCTDataModule does not have",
         ),
     ],
 )

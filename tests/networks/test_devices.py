@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, unset_fake_temporarily
 
+from datamodules.medmnist import ImageBatch
 from datamodules.speech import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
 from lightning_modules import ImageClassifier, SpeechRecognizer
@@ -159,10 +160,12 @@ def attend_causally(kernel: AttentionKernel) -> object:
 def recognizer_losses() -> object:
     batch = SpeechBatch(
         indices=torch.arange(3, device=GPU),
+        ids=("a", "b", "c"),
         waveforms=clips()[0],
         lengths=clips()[1],
         tokens=tokens(),
         token_lengths=torch.full((3,), 7, device=GPU),
+        seconds=1.0,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "ctc_loss", fakeable_ctc_loss)
@@ -170,9 +173,11 @@ def recognizer_losses() -> object:
 
 
 def classifier_losses() -> object:
-    task = on_gpu(lambda: ImageClassifier(ConvNet(), 4, label_smoothing=0.1, mirror=True))
+    names = ["a", "b", "c", "d"]
+    task = on_gpu(lambda: ImageClassifier(ConvNet(), names, label_smoothing=0.1, mirror=True))
     labels = torch.zeros(5, dtype=torch.long, device=GPU)
-    return task._loss(images(), labels), task.logits(images())
+    batch = ImageBatch(torch.arange(5, device=GPU), images(), labels, (5,))
+    return task.training_losses(batch)[0], task.logits(images())
 
 
 def boolean_loss() -> Tensor:
