@@ -72,7 +72,7 @@ def inspect_clip(id: str, path: Path, sample_rate: int, source: str = "", text: 
     common = math.gcd(header.samplerate, sample_rate)
     if header.samplerate // common * (sample_rate // common) > LARGEST_RESAMPLER:
         raise UserError(
-            f"{clip.name} has {header.samplerate} Hz; a filter from there to {sample_rate} Hz takes "
+            f"{clip.name} has {header.samplerate} Hz; resampling that to {sample_rate} Hz takes "
             "gigabytes: convert it to a usual rate"
         )
     samples = -(-header.frames * sample_rate // header.samplerate)  # rounded up, as resample does
