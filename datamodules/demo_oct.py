@@ -1,4 +1,4 @@
-"""Generated pictures that look like retinal OCT, with the sign of each disease."""
+"""Generated images that look like retinal OCT scans, with the sign of each disease."""
 
 from pathlib import Path
 from typing import Any
@@ -8,20 +8,20 @@ from numpy.typing import NDArray
 
 from datamodules.octmnist import OCTMNISTDataModule
 
-CORPUS_SEED = 0  # another seed for training is not another corpus
+CORPUS_SEED = 0  # the seed of training does not change the images
 
 
 class DemoOCTDataModule(OCTMNISTDataModule):
     """Generated images in OCTMNIST's layout, read exactly as OCTMNIST is.
 
-    Each shows a retina of bright and dark layers: with a membrane and fluid below it (choroidal
-    neovascularization), with dark cysts inside (diabetic macular edema), with bumps on the lowest
-    layer (drusen), or with none (normal).
+    Each image shows the bright and dark layers of a retina. It has a membrane and fluid below them
+    (choroidal neovascularization), dark cysts inside (diabetic macular edema), bumps on the lowest
+    layer (drusen), or none of these (normal).
 
     Args:
-        file: generated once if it does not exist.
-        images: number of training images; a tenth more for validation.
-        kwargs: as `OCTMNISTDataModule`.
+        file: .npz file; generated if it does not exist.
+        images: number of training images; a tenth as many are for validation, 1,000 for test.
+        kwargs: arguments of `OCTMNISTDataModule`.
     """
 
     def __init__(self, file: str = "data/demo_oct.npz", images: int = 4_000, **kwargs: Any) -> None:
@@ -35,7 +35,15 @@ class DemoOCTDataModule(OCTMNISTDataModule):
 
 
 def write_file(path: Path, images: int, size: int) -> None:
-    """Write images in MedMNIST's layout, all classes equally frequent; 1,000 are for test."""
+    """Write images in MedMNIST's layout, all classes equally likely.
+
+    The file depends on the arguments and numpy alone.
+
+    Args:
+        path: .npz file to write; appears only once it is complete.
+        images: number of training images; a tenth as many are for validation, 1,000 for test.
+        size: pixels per side.
+    """
     random = np.random.default_rng(CORPUS_SEED)
     arrays: dict[str, Any] = {}
     test_labels = np.repeat(np.arange(4), 250)
@@ -56,16 +64,16 @@ def write_file(path: Path, images: int, size: int) -> None:
 def draw_retinas(
     labels: NDArray[np.int64], size: int, random: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Draw one image a label: (N, size, size) uint8."""
+    """Draw one image per label: (N, size, size) uint8."""
     count = len(labels)
 
     def uniform(low: float, high: float) -> NDArray[np.float64]:
         return random.uniform(low, high, (count, 1, 1))
 
-    # Coordinates in units of the picture's side; y grows downwards.
+    # Coordinates in units of the image's side; y grows downwards.
     y, x = np.meshgrid(*(np.linspace(0, 1, size),) * 2, indexing="ij")
     tilt, curve, middle = uniform(-0.15, 0.15), uniform(-0.2, 0.2), uniform(0.25, 0.75)
-    base = uniform(0.6, 0.75) + tilt * (x - 0.5) + curve * (x - 0.5) ** 2  # of the lowest layer
+    base = uniform(0.6, 0.75) + tilt * (x - 0.5) + curve * (x - 0.5) ** 2  # lowest layer
     thickness = uniform(0.28, 0.38)
     fovea = 0.4 * thickness * np.exp(-(((x - middle) / uniform(0.08, 0.14)) ** 2))
 
@@ -73,7 +81,7 @@ def draw_retinas(
         return (labels == label).astype(float)[:, None, None]
 
     def blob(height: float, low: float, high: float) -> NDArray[np.float64]:
-        """Return a spot, 1 in its middle, so many retinal thicknesses above the lowest layer."""
+        """Return a spot with the value 1 in its centre, ``height`` thicknesses above the base."""
         place = middle + uniform(-0.2, 0.2)
         width, tall = uniform(low, high), uniform(low, high)
         centre = base - height * thickness

@@ -19,8 +19,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--root", type=Path, required=True, help="new folder, in LJ Speech's layout"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the voices")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the voices")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
     options = parser.parse_args(args)
     try:
         if options.root.exists():

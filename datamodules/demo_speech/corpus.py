@@ -1,4 +1,4 @@
-"""Speaking transcripts to a folder in LJ Speech's layout."""
+"""Speak transcripts to a folder in LJ Speech's layout."""
 
 import random
 import shutil
@@ -11,39 +11,42 @@ from pathlib import Path
 import soundfile
 from rich.progress import track
 
-from datamodules.demo_speech.espeak import SAMPLE_RATE, Voice, speak
+from datamodules.demo_speech.espeak import SAMPLE_RATE, Voice, link_data, speak
 
 VOICES = tuple(f"en-us{variant}" for variant in ("", "+m1", "+m3", "+m7", "+f2", "+f3", "+f4"))
 
 
 def draw_voice(seed: int, id: str) -> Voice:
-    """Return a clip's voice: a variant, a rate and a pitch that depend on (seed, id) alone."""
+    """Return a clip's voice, which depends on (seed, id) alone."""
     choice = random.Random(f"{seed} {id}")
     return Voice(
         name=choice.choice(VOICES),
         rate=choice.randint(160, 200),
         pitch=choice.randint(35, 65),
         range=choice.randint(40, 60),
+        seed=choice.getrandbits(31),
     )
 
 
 def speak_corpus(
     transcripts: Sequence[tuple[str, str]], root: Path, *, seed: int = 0, workers: int = 1
 ) -> None:
-    """Speak transcripts to ``root``, which appears only once it is whole.
+    """Speak transcripts to ``root``, which appears only once it is complete.
+
+    A clip's file depends on its id, its text and the seed alone.
 
     Args:
         transcripts: pairs of id and text.
-        root: must not exist yet.
-        seed: of the voices.
-        workers: processes; 1 speaks in this one.
+        root: new folder; must not exist yet.
+        seed: seed for the voices.
+        workers: number of processes; 1 speaks in this process.
 
     Raises:
         UserError: if eSpeak NG is missing or cannot speak a text.
     """
-    with _new_folder(root) as folder:
+    with link_data() as data, _new_folder(root) as folder:
         (folder / "wavs").mkdir()
-        speak_one = partial(_speak_clip, folder / "wavs", seed)
+        speak_one = partial(_speak_clip, folder / "wavs", data, seed)
         with _mapper(workers) as map_lazily:
             spoken = map_lazily(speak_one, transcripts)
             for _ in track(spoken, f"speaking {root.name}", total=len(transcripts)):
@@ -52,9 +55,9 @@ def speak_corpus(
         (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8")
 
 
-def _speak_clip(folder: Path, seed: int, transcript: tuple[str, str]) -> None:
+def _speak_clip(folder: Path, data: Path, seed: int, transcript: tuple[str, str]) -> None:
     id, text = transcript
-    samples = speak(text, draw_voice(seed, id))
+    samples = speak(text, draw_voice(seed, id), data)
     soundfile.write(str(folder / f"{id}.wav"), samples, SAMPLE_RATE, subtype="PCM_16")
 
 
@@ -69,9 +72,9 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterable[None]]]:
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to fill that becomes ``target`` on success and vanishes otherwise."""
+    """Provide a folder that becomes ``target`` on success and is removed otherwise."""
     filling = target.with_name(f".{target.name}.speaking")
-    shutil.rmtree(filling, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(filling, ignore_errors=True)  # left by a run that was killed
     filling.mkdir(parents=True)
     try:
         yield filling

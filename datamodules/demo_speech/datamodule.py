@@ -7,18 +7,18 @@ from datamodules.demo_speech.grammar import sentences
 from datamodules.ljspeech import LJSpeechDataModule, read_metadata
 from errors import UserError
 
-CORPUS_SEED = 0  # of sentences and voices: another seed for training is not another corpus
+CORPUS_SEED = 0  # for sentences and voices; the seed of training does not change the corpus
 
 
 class DemoSpeechDataModule(LJSpeechDataModule):
     """Sentences of a small grammar, spoken by eSpeak NG, read exactly as LJ Speech is.
 
-    No sentence occurs twice, so none of those for validation and test occurs in training.
+    All sentences are different, so no validation or test sentence occurs in training.
 
     Args:
-        root: folder in LJ Speech's layout; spoken once if it does not exist.
+        root: folder in LJ Speech's layout; the corpus is spoken if it does not exist.
         clips: number of sentences.
-        kwargs: as `LJSpeechDataModule`.
+        kwargs: arguments of `LJSpeechDataModule`.
     """
 
     def __init__(self, root: str = "data/demo_speech", clips: int = 2_000, **kwargs: Any) -> None:

@@ -1,8 +1,12 @@
 """The eSpeak NG speech synthesizer through its C interface (extra ``demo``)."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -26,27 +30,62 @@ class Voice:
     """How to speak.
 
     Attributes:
-        name: an eSpeak NG voice, with a variant behind "+": ``en-us+f2``.
-        rate: words a minute, 80 … 450.
-        pitch: 0 … 100, 50 is the voice's own.
-        range: of the pitch, 0 (monotone) … 100.
+        name: an eSpeak NG voice, followed by "+" and a variant: ``en-us+f2``.
+        rate: words per minute, 80 … 450.
+        pitch: 0 … 100; 50 is the voice's own.
+        range: range of the pitch, 0 (monotone) … 100.
+        seed: seed for the noise of breath and hiss.
     """
 
     name: str = "en-us"
     rate: int = 175
     pitch: int = 50
     range: int = 50
+    seed: int = 0
 
 
-@cache
-def _library() -> ctypes.CDLL:
+@contextmanager
+def link_data() -> Iterator[Path]:
+    """Provide eSpeak NG's data as a temporary folder of links, for `speak`.
+
+    Languages have their names in lower case there. So the library finds a voice by its file's name
+    and does not read the files of all 250 voices for it, which would take longer than speaking.
+
+    Raises:
+        UserError: if eSpeak NG is not installed.
+    """
+    source = Path(_import_loader().get_data_path())
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in source.iterdir():
+            if path.name != "lang":
+                (folder / path.name).symlink_to(path)
+        (folder / "lang").mkdir()
+        for path in source.glob("lang/*/*"):
+            (folder / "lang" / path.name.lower()).symlink_to(path)
+        yield folder
+
+
+def _import_loader() -> Any:
     try:
         import espeakng_loader
     except ImportError as error:
         raise UserError(
             "generated speech needs the package espeakng-loader: pip install -e '.[demo]'"
         ) from error
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    return espeakng_loader
+
+
+@contextmanager
+def _start_library(data: Path, seed: int) -> Iterator[ctypes.CDLL]:
+    """Load and start the library, and unload it at the end.
+
+    It keeps the phase of its vibrato, among others, from one utterance to the next. Neither its
+    functions nor stopping and starting it resets them; only loading it again does.
+    """
+    c = ctypes.CDLL(None)
+    c.dlclose.argtypes = [ctypes.c_void_p]
+    library = ctypes.CDLL(_import_loader().get_library_path())
     library.espeak_Synth.argtypes = [
         ctypes.c_char_p,  # text
         ctypes.c_size_t,  # its size in bytes, with the final zero
@@ -57,15 +96,28 @@ def _library() -> ctypes.CDLL:
         ctypes.c_void_p,  # out: identifier
         ctypes.c_void_p,  # handed to the callback
     ]
-    data_path = espeakng_loader.get_data_path().encode()
-    rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, data_path, 0)
-    if rate != SAMPLE_RATE:
-        raise UserError(f"eSpeak NG did not start ({rate}): reinstall the package espeakng-loader")
-    return library
+    library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
+    try:
+        rate = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), 0)
+        if rate != SAMPLE_RATE:
+            raise UserError(
+                f"eSpeak NG did not start ({rate}): reinstall the package espeakng-loader"
+            )
+        library.espeak_ng_SetRandSeed(seed)
+        c.srand(seed)  # some variants, such as "Reed", draw from C's generator
+        yield library
+    finally:
+        library.espeak_Terminate()
+        c.dlclose(library._handle)  # noqa: SLF001 # ctypes has no function for it
 
 
-def speak(text: str, voice: Voice) -> np.ndarray:
-    """Speak a text.
+def speak(text: str, voice: Voice, data: Path) -> np.ndarray:
+    """Speak a text; the same text and voice give the same samples.
+
+    Args:
+        text: any text; read as the voice's language.
+        voice: how to speak it.
+        data: folder of `link_data`.
 
     Returns:
         Samples at 22,050 Hz as int16, (samples,).
@@ -73,7 +125,6 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     Raises:
         UserError: if eSpeak NG is not installed or does not know the voice.
     """
-    library = _library()
     pieces: list[np.ndarray] = []
 
     def receive(samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int) -> int:
@@ -82,15 +133,16 @@ def speak(text: str, voice: Voice) -> np.ndarray:
         return 0  # go on
 
     callback = _Callback(receive)  # the name keeps it alive while the library has its address
-    library.espeak_SetSynthCallback(callback)
-    if library.espeak_SetVoiceByName(voice.name.encode()) != _OK:
-        raise UserError(f"eSpeak NG has no voice {voice.name}")
-    for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.range)):
-        library.espeak_SetParameter(parameter, value, 0)
-    data = text.encode()
-    status = library.espeak_Synth(
-        data, len(data) + 1, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None
-    )
+    with _start_library(data, voice.seed) as library:
+        library.espeak_SetSynthCallback(callback)
+        if library.espeak_SetVoiceByName(voice.name.encode()) != _OK:
+            raise UserError(f"eSpeak NG has no voice {voice.name}")
+        for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.range)):
+            library.espeak_SetParameter(parameter, value, 0)
+        utf8 = text.encode()
+        status = library.espeak_Synth(
+            utf8, len(utf8) + 1, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None
+        )
     if status != _OK or not pieces:
         raise UserError(f"eSpeak NG could not speak {text!r}")
     return np.concatenate(pieces)

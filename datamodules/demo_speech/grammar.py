@@ -21,7 +21,7 @@ TIMES = ["yesterday", "tonight", "at noon", "last summer", "every morning", "bef
 
 
 def sentence(choice: random.Random) -> str:
-    """Draw one: somebody did something, perhaps somewhere, sometime, or as a question."""
+    """Draw a sentence: someone did something, perhaps at a place or time, or as a question."""
 
     def noun_phrase(nouns: list[str]) -> str:
         adjective = f"{choice.choice(ADJECTIVES)} " if choice.random() < 0.6 else ""
@@ -44,7 +44,7 @@ def sentence(choice: random.Random) -> str:
 
 
 def sentences(count: int, seed: int) -> list[str]:
-    """Return ``count`` different sentences, the same for the same seed."""
+    """Return ``count`` different sentences that depend on the seed alone."""
     choice = random.Random(seed)
     found: dict[str, None] = {}
     while len(found) < count:

@@ -5,6 +5,8 @@ import soundfile
 
 from datamodules import DemoSpeechDataModule
 from datamodules.demo_speech.__main__ import main
+from datamodules.demo_speech.corpus import speak_corpus
+from datamodules.demo_speech.espeak import Voice, link_data, speak
 from datamodules.demo_speech.grammar import sentences
 from datamodules.vocabulary import CharacterVocabulary
 from errors import UserError
@@ -56,6 +58,30 @@ def test_any_metadata_can_be_spoken(workers: int, tmp_path: Path) -> None:
         assert 0.3 < header.duration < 3
     with pytest.raises(SystemExit, match="root exists already"):
         main([*arguments, "--root", str(tmp_path / "root")])
+
+
+def test_a_clip_does_not_depend_on_what_was_spoken_before_it(tmp_path: Path) -> None:
+    transcripts = [(f"A-{i}", text) for i, text in enumerate(sentences(40, seed=0))]
+    speak_corpus(transcripts, tmp_path / "alone")
+    speak_corpus(transcripts, tmp_path / "together", workers=2)
+    speak_corpus(transcripts[::-1], tmp_path / "backwards")
+    speak_corpus(transcripts, tmp_path / "other seed", seed=1)
+    for id, _ in transcripts:
+        alone, together, backwards, other_seed = (
+            (tmp_path / name / "wavs" / f"{id}.wav").read_bytes()
+            for name in ("alone", "together", "backwards", "other seed")
+        )
+        assert alone == together == backwards != other_seed
+
+
+@pytest.mark.parametrize("variant", ["f2", "Reed"])  # the library's own generator, and C's
+def test_noise_depends_on_the_voices_seed_alone(variant: str) -> None:
+    with link_data() as data:
+        first, again, other = (
+            speak("who is she?", Voice(f"en-us+{variant}", seed=seed), data) for seed in (1, 1, 2)
+        )
+    assert (first == again).all()
+    assert (first != other).any()
 
 
 def test_an_interrupted_corpus_leaves_nothing(

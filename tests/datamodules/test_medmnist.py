@@ -76,6 +76,11 @@ def test_the_courses_test_set_is_the_first_images_of_each_class(file: Path) -> N
     assert sizes == {"official": [250] * 4, "course": [182, 55, 42, 250]}
 
 
+def test_generated_images_are_the_same_every_time(file: Path, tmp_path: Path) -> None:
+    write_file(tmp_path / "again.npz", 100, 28)
+    assert (tmp_path / "again.npz").read_bytes() == file.read_bytes()
+
+
 def test_balanced_sampling_draws_all_classes_equally() -> None:
     labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
     sampler = ShuffledBatchSampler(1000, 100, shuffle=True, weights=class_weights(labels))
