@@ -101,15 +101,15 @@ class SpeechRecognizer(TrainingModule):
                 f"data.init_args.sample_rate is {data.sample_rate} Hz, but the network's features "
                 f"expect {expected} Hz: set both to the same"
             )
-        longest = self.network.decoder.max_tokens - 1  # without the start token
+        maximum = self.network.decoder.max_tokens - 1  # without the start token
         for dataset in data.datasets.values():
             for clip in dataset.clips:
                 characters = len(self.vocabulary.encode_characters(clip.text))
-                if characters > longest:
+                if characters > maximum:
                     raise UserError(
                         f"{clip.source}: the transcript has {characters} characters, but the "
-                        f"decoder's max_tokens {longest + 1} allows {longest}: raise it, or cut "
-                        f"with --data.init_args.max_characters={longest}"
+                        f"decoder's max_tokens {maximum + 1} allows {maximum}: raise it, or cut "
+                        f"with --data.init_args.max_characters={maximum}"
                     )
 
     def training_step(self, batch: SpeechBatch) -> Tensor:
