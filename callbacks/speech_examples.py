@@ -1,4 +1,4 @@
-"""A look at what the recognizer hears and writes, in TensorBoard."""
+"""Spectrograms, alignments and transcripts of a few clips in TensorBoard."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class SpeechExamples(Callback):
-    """Show a few fixed validation clips after every validation.
+    """Log the longest few validation clips to TensorBoard after each validation.
 
-    For each clip: its spectrogram, the cross-attention alignment of the predicted text with the
-    audio, and both texts; the audio once.
+    Each clip has its spectrogram, the cross-attention alignment of the predicted text with the
+    audio, and the reference and predicted texts. The audio is logged once.
 
     Args:
-        clips: number of clips, the longest of the validation set.
+        clips: number of clips.
     """
 
     def __init__(self, clips: int = 4) -> None:
@@ -43,7 +43,7 @@ class SpeechExamples(Callback):
             self._batch = batch.head(self.clips)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the clips' pictures and texts."""
+        """Log the clips' figures and texts."""
         board = next((lg for lg in trainer.loggers if isinstance(lg, TensorBoardLogger)), None)
         batch, self._batch = self._batch, None
         if board is None or batch is None or trainer.sanity_checking:
@@ -51,7 +51,7 @@ class SpeechExamples(Callback):
         assert isinstance(pl_module, SpeechRecognizer)
         writer, step, vocabulary = board.experiment, trainer.global_step, pl_module.vocabulary
         first, self._has_audio = not self._has_audio, True
-        for i, view in enumerate(look(pl_module, batch)):
+        for i, view in enumerate(inspect_batch(pl_module, batch)):
             tag = f"example_{i}"
             if first:
                 audio = batch.waveforms[i, : batch.lengths[i]]
@@ -64,12 +64,13 @@ class SpeechExamples(Callback):
 
 
 class View:
-    """One clip as the recognizer sees it.
+    """One clip and its prediction.
 
-    Attributes:
+    Args:
         spectrogram: (bands, frames).
         alignment: (tokens, positions), rows sum to 1.
-        text: the prediction, one character a row of the alignment, but for the stop.
+        text: predicted text, one character per row of the alignment; the last row predicts the
+            stop token.
     """
 
     def __init__(self, spectrogram: Tensor, alignment: Tensor, text: str) -> None:
@@ -79,7 +80,7 @@ class View:
 
     def figure(self) -> "Figure":
         """Draw the spectrogram above the alignment, over the same time."""
-        from matplotlib.figure import Figure  # late: only who looks pays for the import
+        from matplotlib.figure import Figure  # late: a slow import
 
         figure = Figure(figsize=(10, 7), layout="constrained")
         above, below = figure.subplots(2, 1, height_ratios=(1, 2))
@@ -92,8 +93,8 @@ class View:
 
 
 @torch.no_grad()
-def look(module: SpeechRecognizer, batch: SpeechBatch) -> list[View]:
-    """Transcribe a batch and return a view of each clip; the module is in evaluation mode."""
+def inspect_batch(module: SpeechRecognizer, batch: SpeechBatch) -> list[View]:
+    """Transcribe a batch and return a view of each clip; the module must be in evaluation mode."""
     network = module.network
     spectrograms, frames = network.features(batch.waveforms, batch.lengths)
     memory, memory_mask = network.encode(batch.waveforms, batch.lengths)

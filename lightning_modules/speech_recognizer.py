@@ -101,12 +101,12 @@ class SpeechRecognizer(TrainingModule):
             )
         if hasattr(data, "longest_transcript"):
             characters, source = data.longest_transcript()
-            longest = self.network.decoder.max_tokens - 1  # without the start token
-            if characters > longest:
+            maximum = self.network.decoder.max_tokens - 1  # without the start token
+            if characters > maximum:
                 raise UserError(
                     f"{source}: the transcript has {characters} characters, but the decoder's "
-                    f"max_tokens {longest + 1} allows {longest}: raise it, or cut with "
-                    f"--data.init_args.max_characters={longest}"
+                    f"max_tokens {maximum + 1} allows {maximum}: raise it, or cut with "
+                    f"--data.init_args.max_characters={maximum}"
                 )
 
     def training_losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor]:

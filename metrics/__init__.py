@@ -1,4 +1,4 @@
-"""Metrics as torchmetrics subclasses."""
+"""Metrics of transcripts, as torchmetrics subclasses."""
 
 from metrics.text import (
     CharErrorRate,

@@ -1,4 +1,4 @@
-"""How alike a predicted and a reference transcript are: torchmetrics around rapidfuzz."""
+"""Metrics of predicted and reference transcripts: torchmetrics around rapidfuzz."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 
 class _PairwiseMetric(Metric, ABC):
-    """A ratio of two sums over pairs of strings, summed over processes under DDP."""
+    """Ratio of two sums over pairs of strings; sums are added over processes."""
 
     is_differentiable = False
     full_state_update = False
@@ -27,32 +27,36 @@ class _PairwiseMetric(Metric, ABC):
 
     @abstractmethod
     def score(self, prediction: str, reference: str) -> tuple[float, int]:
-        """Return what one pair adds to the numerator and to the denominator."""
+        """Return a pair's terms of the numerator and of the denominator."""
 
     def update(self, predictions: Sequence[str], references: Sequence[str]) -> None:
         """Add pairs of strings.
 
+        Args:
+            predictions: predicted transcripts.
+            references: reference transcripts, as many.
+
         Raises:
-            ValueError: if the two lists differ in length, or either is a bare string.
+            ValueError: if the lists differ in length, or an argument is a single string.
         """
         if isinstance(predictions, str) or isinstance(references, str):
             raise ValueError("predictions and references must be lists of strings, not one string")
         if len(predictions) != len(references):
             raise ValueError(
-                f"{len(predictions)} predictions and {len(references)} references are no pairs"
+                f"{len(predictions)} predictions and {len(references)} references cannot be paired"
             )
         scores = [self.score(*pair) for pair in zip(predictions, references, strict=True)]
-        # Summed in Python first: one addition a batch on the device, and one rounding.
+        # Summed in Python first: one addition on the device per batch, and one rounding.
         self.numerator += sum(numerator for numerator, _ in scores)
         self.denominator += sum(denominator for _, denominator in scores)
 
     def compute(self) -> Tensor:
-        """Return the ratio as a scalar; NaN where no pair was seen."""
+        """Return the ratio as a scalar; NaN without any pair."""
         return self.numerator / self.denominator
 
 
 class _Similarity(_PairwiseMetric):
-    """The mean over pairs of a similarity in [0, 1]; two empty strings are equal, so 1."""
+    """Mean over pairs of a similarity in [0, 1], which is 1 for two empty strings."""
 
     higher_is_better = True
 
@@ -61,7 +65,7 @@ class _Similarity(_PairwiseMetric):
 
     @abstractmethod
     def similarity(self, prediction: str, reference: str) -> float:
-        """Return how alike two strings are, of which at least one is not empty."""
+        """Return the similarity of two strings; at least one is not empty."""
 
     def score(self, prediction: str, reference: str) -> tuple[float, int]:
         return (self.similarity(prediction, reference) if prediction or reference else 1.0), 1
@@ -70,7 +74,7 @@ class _Similarity(_PairwiseMetric):
 class JaccardSimilarity(_Similarity):
     """Mean Jaccard similarity of the two bags of characters, Σ min / Σ max of their counts.
 
-    It ignores order, so it looks high for wrong text.
+    It ignores order, so wrong text can have a high value.
     """
 
     def similarity(self, prediction: str, reference: str) -> float:
@@ -81,7 +85,7 @@ class JaccardSimilarity(_Similarity):
 class CosineSimilarity(_Similarity):
     """Mean Ochiai coefficient of the two bags of characters, Σ min of counts / √(|a|·|b|).
 
-    It ignores order, so it looks high for wrong text. 0 where exactly one string is empty.
+    It ignores order, so wrong text can have a high value. It is 0 if exactly one string is empty.
     """
 
     def similarity(self, prediction: str, reference: str) -> float:
@@ -94,8 +98,9 @@ class CosineSimilarity(_Similarity):
 class DamerauLevenshteinSimilarity(_Similarity):
     """Mean of 1 − d(a, b) / max(|a|, |b|), d the optimal string alignment distance.
 
-    That is the restricted Damerau–Levenshtein distance: insertions, deletions, substitutions and
-    swaps of neighbours, no substring edited twice. It is what ``textdistance`` computes by default.
+    This is the restricted Damerau–Levenshtein distance, the default of ``textdistance``: the
+    number of insertions, deletions, substitutions and transpositions of adjacent characters, with
+    no substring edited twice.
     """
 
     def similarity(self, prediction: str, reference: str) -> float:
@@ -103,10 +108,10 @@ class DamerauLevenshteinSimilarity(_Similarity):
 
 
 class _ErrorRate(_PairwiseMetric):
-    """Edits of all pairs over units of all references.
+    """Edits of all pairs divided by the units, characters or words, of all references.
 
-    An empty reference adds its insertions to the edits and nothing to the units. Where all the
-    references are empty the rate is 0 without an edit and infinite with one.
+    For an empty reference, the prediction's units count as edits. If all references are empty, the
+    rate is 0 without edits and infinite with any.
     """
 
     higher_is_better = False
@@ -115,21 +120,27 @@ class _ErrorRate(_PairwiseMetric):
         super().__init__(torch.int64)  # counts: exact
 
     def compute(self) -> Tensor:
-        """Return the rate as a scalar; NaN where no pair was seen."""
+        """Return the rate as a scalar; NaN without any pair."""
         if self.update_called and self.numerator == 0:
             return torch.zeros((), device=self.numerator.device)
         return super().compute()
 
 
 class CharErrorRate(_ErrorRate):
-    """Levenshtein distance in characters over the references' characters; see `_ErrorRate`."""
+    """Levenshtein distance in characters, divided by the references' characters.
+
+    If all references are empty, it is 0 without edits and infinite with any.
+    """
 
     def score(self, prediction: str, reference: str) -> tuple[int, int]:
         return Levenshtein.distance(prediction, reference), len(reference)
 
 
 class WordErrorRate(_ErrorRate):
-    """Levenshtein distance in words over the references' words, split at white space."""
+    """Levenshtein distance in words, separated by white space, divided by the references' words.
+
+    If all references are empty, it is 0 without edits and infinite with any.
+    """
 
     def score(self, prediction: str, reference: str) -> tuple[int, int]:
         words = reference.split()

@@ -1,4 +1,4 @@
-"""The audio encoder of the recognizer."""
+"""The recognizer's audio encoder."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from networks.log_mel_spectrogram import length_mask
 
 
 def sinusoids(length: int, channels: int, device: torch.device | None = None) -> Tensor:
-    """Return positions (length, channels): sines, then cosines, of geometric wavelengths.
+    """Return position encodings (length, channels): sines, then cosines.
 
-    Vaswani et al. 2017, section 3.5, with wavelengths from 2π to 10,000 · 2π.
+    Their wavelengths are a geometric progression from 2π to 10,000 · 2π (Vaswani et al. 2017,
+    section 3.5).
     """
     half = channels // 2
     rates = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=device))
@@ -25,18 +26,21 @@ def sinusoids(length: int, channels: int, device: torch.device | None = None) ->
 class AudioEncoder(nn.Module):
     """Strided convolutions, sinusoidal positions and residual self-attention blocks.
 
-    The course's encoder is the default with 2 layers (812,800 parameters): a convolution of stride
-    1, one of stride 2, each of width 3 and followed by GELU, then the blocks and a LayerNorm.
+    The defaults are the course's encoder, 812,800 parameters: a convolution of stride 1 and one of
+    stride 2, each of width 3 and followed by GELU, then two blocks and a LayerNorm.
 
     Args:
-        bands: channels of the spectrogram.
-        hidden_size: channels of everything behind it; even.
+        bands: number of bands of the spectrograms.
+        hidden_size: model width; must be even.
         layers: number of residual attention blocks.
-        heads: attention heads of each.
-        mlp_size: hidden channels of each block's MLP.
-        strides: of the convolutions, one a convolution; their product is the sub-sampling.
-        dropout: on each residual branch.
+        heads: number of attention heads per block.
+        mlp_size: hidden units of each block's MLP.
+        strides: stride of each convolution; their product is the sub-sampling factor.
+        dropout: dropout probability on each residual branch.
         attention: kernel of the self-attention; softmax by default.
+
+    Raises:
+        ValueError: if ``hidden_size`` is odd, or not a multiple of ``heads``.
     """
 
     def __init__(
@@ -52,9 +56,7 @@ class AudioEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if hidden_size % 2:
-            raise ValueError(
-                f"hidden_size {hidden_size} is odd: sines and cosines share it equally"
-            )
+            raise ValueError(f"hidden_size {hidden_size} is odd; it must be even")
         self.bands = bands
         self.hidden_size = hidden_size
         self.strides = tuple(strides)
@@ -72,7 +74,7 @@ class AudioEncoder(nn.Module):
         """Encode a batch.
 
         Args:
-            features: (batch, bands, frames), zero behind each clip's length.
+            features: spectrograms (batch, bands, frames), zero after each clip's end.
             lengths: (batch,) real frames of each clip.
 
         Returns:
@@ -83,8 +85,8 @@ class AudioEncoder(nn.Module):
             x = F.gelu(convolution(x))
             lengths = (lengths - 1) // stride + 1
             mask = length_mask(lengths, x.shape[-1])
-            # The bias fills the padding; the next convolution must find zeros there, as it does
-            # behind the end of a clip that is the longest of its batch.
+            # The bias fills the padding. The next convolution needs zeros there, as it finds after
+            # the end of the longest clip of a batch.
             x = x * mask[:, None, :]
         x = x.transpose(1, 2)  # (batch, positions, hidden)
         x = x + sinusoids(x.shape[1], self.hidden_size, x.device).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Networks for f(x) = +1 iff A ≤ Σ xᵢ ≤ B on {−1, +1}ᴰ: a perceptron, and two that compute f.
+"""Networks for f(x) = +1 iff A ≤ Σ xᵢ ≤ B on {−1, +1}ᴰ: a perceptron, and two exact MLPs.
 
 Derivations: docs/boolean_functions.md.
 """
@@ -19,18 +19,18 @@ def check_interval(dimension: int, low: int, high: int) -> None:
     for name, value in (("low", low), ("high", high)):
         if abs(value) > dimension:
             raise ValueError(
-                f"{name} {value} is beyond ±{dimension}, where sums of {dimension} signs end"
+                f"{name} {value} is beyond ±{dimension}, the range of sums of {dimension} signs"
             )
 
 
 def interval_labels(x: Tensor, low: int, high: int) -> Tensor:
-    """Return f(x), +1 or −1, of inputs (…, D) → (…)."""
+    """Return f(x), +1 or −1, of inputs x: (…, D) → (…)."""
     total = x.sum(-1)
     return torch.where((total >= low) & (total <= high), 1.0, -1.0).to(x.dtype)
 
 
 def sign(x: Tensor) -> Tensor:
-    """Return +1 or −1, +1 at 0 as the course defines it."""
+    """Return the signs of x as ±1; the course defines that of 0 as +1."""
     return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
@@ -45,22 +45,22 @@ class BooleanPerceptron(nn.Linear):
         super().__init__(dimension, 1)
 
     def preactivations(self, x: Tensor) -> Tensor:
-        """(batch, D) → (batch, 1): what is thresholded; its last column is the output's."""
+        """Return all values that are thresholded, (batch, D) → (batch, 1); the output's is last."""
         return self(x)
 
 
 class IntervalMLP(nn.Module):
-    """Two hidden units and integer weights, constructed from D, A and B; it computes f exactly.
+    """Compute f exactly with two hidden units and integer weights, constructed from D, A and B.
 
-    There is nothing to train: weights are buffers. Every pre-activation is an odd integer on
-    {−1, +1}ᴰ, so at least 1 from 0: perturbations smaller than 1/(4D) in each input change nothing
-    (with ``sign`` smaller than 1/(2D)).
+    There is nothing to train: the weights are buffers. On {−1, +1}ᴰ every pre-activation is an odd
+    integer, so its distance from 0 is at least 1. Perturbations smaller than 1/(4D) in each input
+    (with ``sign``, smaller than 1/(2D)) do not change the output.
 
     Args:
         dimension: D, number of inputs.
-        low: A, the smallest sum with f = +1.
-        high: B, the largest.
-        activation: of the hidden units: ``sign`` (hard threshold) or ``relu``.
+        low: A, smallest sum with f = +1.
+        high: B, largest sum with f = +1.
+        activation: activation of the hidden units: ``sign`` (hard threshold) or ``relu``.
 
     Raises:
         ValueError: unless D ≥ 1 and −D ≤ A ≤ B ≤ D.
@@ -72,9 +72,9 @@ class IntervalMLP(nn.Module):
         super().__init__()
         check_interval(dimension, low, high)
         self.activation = sign if activation == "sign" else F.relu
-        if activation == "sign":  # is the sum large enough; is it small enough; both
+        if activation == "sign":  # hidden: sum ≥ A, sum ≤ B; output: both
             biases, output, bias = (1 - 2 * low, 1 + 2 * high), (1, 1), -1
-        else:  # by how much is it too large; too small; neither
+        else:  # hidden: amounts above B and below A; output: neither
             biases, output, bias = (-1 - 2 * high, -1 + 2 * low), (-2, -2), 1
         self.hidden_weight: Tensor
         self.hidden_bias: Tensor
@@ -87,11 +87,11 @@ class IntervalMLP(nn.Module):
         self.register_buffer("output_bias", torch.tensor([bias], dtype=torch.float32))
 
     def preactivations(self, x: Tensor) -> Tensor:
-        """(batch, D) → (batch, 3): of the hidden units and, last, of the output."""
+        """Return the values that are thresholded, (batch, D) → (batch, 3); the output's is last."""
         hidden = F.linear(x, self.hidden_weight, self.hidden_bias)
         output = F.linear(self.activation(hidden), self.output_weight, self.output_bias)
         return torch.cat((hidden, output), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, D) → (batch, 1), whose sign is f(x)."""
+        """Return values with the sign of f(x): (batch, D) → (batch, 1)."""
         return self.preactivations(x)[:, -1:]

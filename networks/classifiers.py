@@ -1,4 +1,4 @@
-"""Image classifiers with automatic differentiation."""
+"""Image classifiers trained by automatic differentiation."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,23 +10,23 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.T
 
 
 def get_number_trainable_params(model: nn.Module) -> int:
-    """Return the number of parameters that training changes."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 class FeedForwardNetwork(nn.Sequential):
-    """Linear layers with an activation and dropout behind each hidden one.
+    """Linear layers, each hidden one followed by an activation and dropout.
 
-    The course's: 784 → 200 → 200 → 4, 198,004 parameters. Without hidden layers it is multinomial
-    logistic regression, 3,140 parameters.
+    The course's network is 784 → 200 → 200 → 4, 198,004 parameters. Without hidden layers, it is
+    multinomial logistic regression, 3,140 parameters.
 
     Args:
-        inputs: values of an image.
-        hidden_size: units of each hidden layer.
+        inputs: number of values per image.
+        hidden_size: number of units per hidden layer.
         layers: number of hidden layers.
         classes: number of classes.
         activation: ``relu`` or ``tanh``.
-        dropout: probability to drop a hidden unit.
+        dropout: dropout probability of the hidden units.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class FeedForwardNetwork(nn.Sequential):
 
 
 class ConvNet(nn.Module):
-    """The course's convolutional network, with max-pooling or with strides instead.
+    """The course's convolutional network for 28×28 images, with max-pooling or strides.
 
-    Both have 224,892 parameters at 28×28: two convolutions of 8 and 16 channels halve the size
-    twice, to 6×6, and three linear layers follow.
+    Both variants have 224,892 parameters: two convolutions with 8 and 16 channels reduce the size
+    to 14×14 and 6×6; three linear layers follow.
 
     Args:
-        max_pool: pool 2×2 behind each convolution of stride 1; otherwise convolve with stride 2.
-        channels: of the images.
+        max_pool: whether 2×2 max-pooling follows each convolution; otherwise their stride is 2.
+        channels: number of image channels.
         classes: number of classes.
-        dropout: behind the first linear layer.
+        dropout: dropout probability after the first linear layer.
     """
 
     def __init__(
@@ -83,5 +83,5 @@ class ConvNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channels, 28, 28) → logits (batch, classes); their LogSoftmax is the course's."""
+        """Return the logits: (batch, channels, 28, 28) → (batch, classes)."""
         return self.classifier(self.features(images))

@@ -1,4 +1,4 @@
-"""From waveforms to normalized log-mel spectrograms, and SpecAugment on them."""
+"""Normalized log-mel spectrograms of waveforms, and SpecAugment."""
 
 import torch
 from torch import Tensor, nn
@@ -6,22 +6,22 @@ from torchaudio.transforms import MelSpectrogram
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """(batch,) lengths → (batch, size) booleans, true on the real positions."""
+    """Return a mask (batch, size), true on the real positions, of (batch,) lengths."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 class LogMelSpectrogram(nn.Module):
     """Log-mel spectrogram with a dynamic range of 80 dB, normalized clip by clip.
 
-    log10 of the mel power, clamped at 1e-10, then at 8 below the clip's maximum, then (x + 4) / 4:
-    the course's normalization (also Whisper's, Radford et al. 2022). Maximum and frames are those
-    of the real samples only, and the signal continues with zeros at both ends, so a clip's
+    The mel power is clamped at 1e-10, its log10 x at 8 below the clip's maximum; the result is
+    (x + 4) / 4. This is the course's normalization, and Whisper's (Radford et al. 2022). Frames and
+    maximum are computed from the real samples, with zeros before and after them, so that a clip's
     spectrogram does not depend on the padding of its batch.
 
     Args:
-        sample_rate: of the waveforms, in Hz.
-        n_fft: window length in samples.
-        hop_length: samples from one frame to the next.
+        sample_rate: sample rate of the waveforms, in Hz.
+        n_fft: window length, in samples.
+        hop_length: distance between frames, in samples.
         bands: number of mel bands (Slaney's scale and norm).
     """
 
@@ -44,21 +44,24 @@ class LogMelSpectrogram(nn.Module):
         )
 
     def frames(self, samples: Tensor) -> Tensor:
-        """Return the number of frames of clips of so many samples: the centred ones."""
+        """Return the number of frames of clips with the given number of samples.
+
+        Frames are centred on samples 0, ``hop_length``, 2 ``hop_length``, ….
+        """
         return samples // self.hop_length + 1
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform a batch.
+        """Compute the spectrograms of a batch.
 
         Args:
-            waveforms: (batch, samples) in [-1, 1], zero behind each clip's length.
+            waveforms: (batch, samples) in [-1, 1], zero after each clip's end.
             lengths: (batch,) real samples of each clip.
 
         Returns:
-            Spectrograms (batch, bands, frames), zero behind each clip's length, and their lengths
-            in frames (batch,).
+            Spectrograms (batch, bands, frames), zero after each clip's end, and their lengths
+            (batch,) in frames.
         """
-        # Powers span more than half precision holds.
+        # The range of the powers is too large for half precision.
         with torch.autocast(waveforms.device.type, enabled=False):
             power = self.mel(waveforms.float())  # (batch, bands, frames)
         frames = self.frames(lengths)
@@ -70,14 +73,14 @@ class LogMelSpectrogram(nn.Module):
 
 
 class SpecAugment(nn.Module):
-    """Zero random bands and stretches of time while training (Park et al. 2019, section 2).
+    """Zero random ranges of bands and of frames in training mode (Park et al. 2019, section 2).
 
     Args:
-        frequency_mask: largest number of bands in one mask.
-        time_mask: largest number of frames in one mask.
+        frequency_mask: maximum number of bands per mask.
+        time_mask: maximum number of frames per mask.
         frequency_masks: number of masks over bands.
         time_masks: number of masks over time.
-        max_time_fraction: one mask never covers more of a clip's real frames than this.
+        max_time_fraction: maximum fraction of a clip's real frames per mask.
     """
 
     def __init__(
@@ -96,7 +99,15 @@ class SpecAugment(nn.Module):
         self.max_time_fraction = max_time_fraction
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Mask (batch, bands, frames) with (batch,) real frames; the identity in evaluation."""
+        """Mask a batch; in evaluation mode, return it unchanged.
+
+        Args:
+            features: spectrograms (batch, bands, frames).
+            lengths: (batch,) real frames of each clip.
+
+        Returns:
+            Spectrograms (batch, bands, frames).
+        """
         if not self.training:
             return features
         _, bands, frames = features.shape
@@ -112,7 +123,11 @@ class SpecAugment(nn.Module):
 
 
 def _random_span(lengths: Tensor, widest: Tensor, size: int) -> Tensor:
-    """Draw one span a row, 0 … widest long and inside 0 … length: (batch, size) booleans."""
+    """Draw a span of 0 … ``widest`` positions within each of the ``lengths``.
+
+    Returns:
+        (batch, size) booleans, true within the spans.
+    """
     width = _random_integers(widest)
     start = _random_integers(lengths - width)
     position = torch.arange(size, device=lengths.device)
@@ -120,6 +135,6 @@ def _random_span(lengths: Tensor, widest: Tensor, size: int) -> Tensor:
 
 
 def _random_integers(highest: Tensor) -> Tensor:
-    """Draw one integer from 0 … highest, both included, for each element."""
+    """Draw an integer from 0 to ``highest``, both included, for each element."""
     uniform = torch.rand(highest.shape, device=highest.device)
     return (uniform * (highest + 1)).long().clamp(max=highest)

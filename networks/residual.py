@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions with batch norm beside a shortcut (He et al. 2016, pre-activation)."""
+    """Pre-activation residual block of two 3×3 convolutions with batch norm (He et al. 2016)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, before, height, width) → (batch, after, height / stride, width / stride)."""
         active = F.relu(self.norm_1(x))
-        # A shortcut that changes shape starts behind the activation, as in the paper.
+        # A shortcut that changes the shape starts after the activation, as in the paper.
         shortcut = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
         hidden = F.relu(self.norm_2(self.convolution_1(active)))
         return shortcut + self.convolution_2(hidden)
@@ -34,11 +34,12 @@ class ResidualNetwork(nn.Module):
     """A convolution, stages of residual blocks, global average pooling, a linear layer.
 
     Args:
-        channels: of the images.
+        channels: number of image channels.
         classes: number of classes.
-        widths: channels of each stage; each but the first halves height and width.
-        blocks: residual blocks of each stage.
-        dropout: before the linear layer.
+        widths: number of channels of each stage; each stage after the first halves height and
+            width.
+        blocks: number of residual blocks per stage.
+        dropout: dropout probability before the linear layer.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class ResidualNetwork(nn.Module):
         self.norm = nn.BatchNorm2d(before)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(before, classes)
-        # Not in channels_last, 1.1 times as fast: with some widths (4, 8, 12) the convolutions of
-        # PyTorch 2.11 then write outside of their memory on CPUs, and the process crashes.
+        # No channels_last, although 1.1 times as fast: on CPUs, with some widths (4, 8, 12), the
+        # convolutions of PyTorch 2.11 then write out of bounds and the process crashes.
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channels, height, width) → logits (batch, classes)."""
+        """Return the logits: (batch, channels, height, width) → (batch, classes)."""
         features = F.relu(self.norm(self.blocks(self.stem(images))))
         return self.output(self.dropout(features.mean((2, 3))))

@@ -1,4 +1,4 @@
-"""Changes to an OCT scan that leave its diagnosis as it is."""
+"""Augmentation of OCT scans that preserves the diagnosis."""
 
 import math
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 
 class ScanAugment(nn.Module):
-    """Move, mirror, brighten and roughen images at random, each image by its own draw.
+    """Move, mirror, brighten images and add noise to them, at random and each one independently.
 
-    A retina may be mirrored left to right (the other eye), lie a little tilted, higher or lower,
-    nearer or farther, and be recorded with other gain and noise; it is never upside down.
+    A retina may be mirrored left to right (the other eye), a little tilted, shifted or scaled, and
+    recorded with a different gain and noise. It is never upside down.
 
     Args:
-        rotation: largest angle, in degrees.
-        shift: largest shift, as a fraction of the image's side.
-        scale: largest relative change of size.
-        contrast: largest relative change of contrast.
-        brightness: largest change of brightness, on the pixels' scale of 0 … 1.
-        noise: largest standard deviation of Gaussian noise, on the same scale.
+        rotation: maximum angle, in degrees.
+        shift: maximum shift, as a fraction of the image's side.
+        scale: maximum relative change of size.
+        contrast: maximum relative change of contrast.
+        brightness: maximum change of brightness, for pixels in [0, 1].
+        noise: maximum standard deviation of the Gaussian noise, for pixels in [0, 1].
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class ScanAugment(nn.Module):
         self.noise = noise
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, channels, height, width) floats → the same."""
+        """Augment a batch of images, (batch, channels, height, width) floats."""
         count, device = len(images), images.device
 
         def draw(bound: float) -> Tensor:
-            """Draw uniformly from −bound … bound for each image."""
+            """Draw uniformly from [−bound, bound) for each image."""
             return bound * (2 * torch.rand(count, device=device) - 1)
 
         angle, size = draw(math.radians(self.rotation)), 1 + draw(self.scale)
         mirror = torch.where(torch.rand(count, device=device) < 0.5, -1.0, 1.0)
         cosine, sine = size * angle.cos(), size * angle.sin()
-        # Affine maps from the new image's places to the old one's, in units of half a side.
+        # Affine maps from the new image's coordinates to the old one's, in units of half a side.
         rows = (
             torch.stack((mirror * cosine, -sine, draw(2 * self.shift)), dim=1),
             torch.stack((mirror * sine, cosine, draw(2 * self.shift)), dim=1),
@@ -59,5 +59,5 @@ class ScanAugment(nn.Module):
         moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
         gain = (1 + draw(self.contrast))[:, None, None, None]
         offset = draw(self.brightness)[:, None, None, None]
-        roughness = draw(self.noise)[:, None, None, None]
-        return moved * gain + offset + roughness * torch.randn_like(moved)
+        deviation = draw(self.noise)[:, None, None, None]
+        return moved * gain + offset + deviation * torch.randn_like(moved)

@@ -1,8 +1,8 @@
-"""Classifiers by plain linear algebra: numpy, hand-written gradients, one example at a time.
+"""Classifiers from scratch: numpy, hand-written gradients, one example at a time.
 
-No machine-learning library. The loops over examples are compiled by numba; each kernel is the
-textbook's update, and the tests compare it, update for update, with a readable numpy version.
-Images are rows of a (N, inputs) float array, labels integers (N,). Parameters are float64.
+No machine-learning library is used. numba compiles the loops over examples. Each compiled function
+is a textbook update; the tests compare every update with a readable numpy version. Images are rows
+of an (N, inputs) float array, labels are (N,) integers, parameters are float64.
 """
 
 from abc import ABC, abstractmethod
@@ -26,19 +26,24 @@ class ScratchNetwork(ABC):
 
     @abstractmethod
     def update(self, images: Floats, labels: Integers) -> Floats:
-        """Update the parameters by one example after another, in the given order.
+        """Update the parameters with one example after another, in the given order.
+
+        Args:
+            images: (N, inputs).
+            labels: (N,).
 
         Returns:
-            For each example (N,) its loss before its update; for the perceptron 1 for a mistake.
+            (N,) losses, each before its example's update; for the perceptron, 1 for a mistake and 0
+            otherwise.
         """
 
     @abstractmethod
     def scores(self, images: Floats) -> Floats:
-        """Return the scores (N, classes); the highest is the prediction."""
+        """Return the scores (N, classes) of images; the highest one is the prediction."""
 
 
 def with_bias_column(images: Floats) -> Floats:
-    """Append a column of ones, so that a weight matrix holds its bias as its last column."""
+    """Append a column of ones: the last column of a weight matrix is then its bias."""
     return np.hstack((images, np.ones((len(images), 1), images.dtype)))
 
 
@@ -55,11 +60,11 @@ class _Linear(ScratchNetwork):
 class Perceptron(_Linear):
     """Multi-class perceptron (Rosenblatt 1958; Collins 2002 for several classes).
 
-    On a mistake the example is added to the right class's row and subtracted from the predicted
-    one's.
+    On a mistake, the example is added to the row of the correct class and subtracted from that of
+    the predicted class.
 
     Args:
-        inputs: pixels of an image.
+        inputs: number of pixels per image.
         classes: number of classes.
     """
 
@@ -67,10 +72,10 @@ class Perceptron(_Linear):
         return _update_perceptron(self.parameters["weight"], images, labels)
 
     def scores(self, images: Floats) -> Floats:
-        """Return the scores for a weight matrix of norm 1: the same predictions.
+        """Return the scores (N, classes) of the weight matrix scaled to norm 1.
 
-        A perceptron's weights have no scale of their own, and grow until a softmax over the
-        scores is 0 or 1 in floating point, without an order left to compute an AUC from.
+        The predictions do not depend on the scale. A perceptron's weights grow until a softmax
+        over the scores is exactly 0 or 1, and an AUC cannot be computed from such ties.
         """
         return super().scores(images) / max(float(np.linalg.norm(self.parameters["weight"])), 1e-12)
 
@@ -79,9 +84,9 @@ class LogisticRegression(_Linear):
     """Multinomial logistic regression by stochastic gradient descent, W −= η (p − e_y) (x, 1)ᵀ.
 
     Args:
-        inputs: pixels of an image.
+        inputs: number of pixels per image.
         classes: number of classes.
-        learning_rate: η.
+        learning_rate: learning rate η.
     """
 
     def __init__(self, inputs: int = 784, classes: int = 4, learning_rate: float = 0.001) -> None:
@@ -98,11 +103,11 @@ class MultiLayerPerceptron(ScratchNetwork):
     Weights start from N(0.1, 0.1²), biases from 0: the course's initialization.
 
     Args:
-        inputs: pixels of an image.
-        hidden_size: hidden units.
+        inputs: number of pixels per image.
+        hidden_size: number of hidden units.
         classes: number of classes.
-        learning_rate: η.
-        seed: of the initialization.
+        learning_rate: learning rate η.
+        seed: seed of the initialization.
     """
 
     def __init__(
@@ -131,7 +136,7 @@ class MultiLayerPerceptron(ScratchNetwork):
         return np.maximum(images @ weight_1.T + bias_1, 0) @ weight_2.T + bias_2
 
 
-# Fast maths lets the compiler reorder sums, which is what vectorizes the dot products.
+# fastmath allows the compiler to reorder sums, which is needed to vectorize the dot products.
 
 
 @njit(cache=True, fastmath=True)
@@ -146,7 +151,7 @@ def _linear_scores(weight: Floats, x: Floats, scores: Floats) -> None:
 
 @njit(cache=True, fastmath=True)
 def _softmax_loss(scores: Floats, label: int) -> float:
-    """Turn scores into p − e_y, the gradient by the scores, and return −log p_y."""
+    """Replace the scores by the gradient p − e_y, in place, and return the loss −log p_y."""
     scores -= scores.max()
     loss = -scores[label]
     for c in range(scores.shape[0]):
@@ -224,7 +229,7 @@ def _update_mlp(
             gradient[c] = total
         losses[n] = _softmax_loss(gradient, labels[n])
         for h in range(hidden_size):
-            if hidden[h] > 0.0:  # elsewhere the ReLU passes no gradient on
+            if hidden[h] > 0.0:  # the ReLU's gradient is 0 elsewhere
                 back = 0.0
                 for c in range(classes):
                     back += weight_2[c, h] * gradient[c]

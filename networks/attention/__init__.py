@@ -1,4 +1,4 @@
-"""Multi-head attention and its kernels: softmax, and the truncated Maclaurin series."""
+"""Multi-head attention and its kernels: softmax and the truncated Maclaurin series."""
 
 from networks.attention.kernel import AttentionKernel, BatchState, KeyValues, SoftmaxAttention
 from networks.attention.maclaurin import (

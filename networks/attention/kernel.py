@@ -112,7 +112,7 @@ class _Positions:
 
 
 class SoftmaxAttention(AttentionKernel):
-    """Softmax(QKᵀ/√D)V (Vaswani et al. 2017) by PyTorch's fused kernels."""
+    """Softmax attention, Softmax(QKᵀ/√D)V (Vaswani et al. 2017), by PyTorch's fused kernels."""
 
     def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> _Memory:
         return _Memory(key_values, key_mask)

@@ -1,8 +1,8 @@
-"""Attention that is linear in length: softmax's exponential by its truncated Maclaurin series.
+"""Attention in linear time: softmax's exponential replaced by its truncated Maclaurin series.
 
-exp(t) ≈ Σ tⁿ/n! over the degrees 0 … K − 1 is a polynomial, and a polynomial of a scalar product is
-a scalar product of features: Σ (q·k)ⁿ/n! = φ(q)·φ(k). So the sums over keys can be taken before a
-query is known. Derivation, costs, error and what it is good for: docs/maclaurin_attention.md.
+exp(t) ≈ Σ tⁿ/n! over the degrees 0 … K − 1 is a polynomial. A polynomial of a scalar product is a
+scalar product of features, Σ (q·k)ⁿ/n! = φ(q)·φ(k), so the sums over keys do not depend on the
+query. Derivation, costs, error and use: docs/maclaurin_attention.md.
 
 Shapes: D is the head size, K the number of terms, M = C(D + K − 1, K − 1) the number of features.
 """
@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 BLOCK_ELEMENTS = 2**20
-"""Numbers in the features of one block, over batch and heads: 4 MiB, about a core's cache."""
+"""Maximum number of features of a block, over batch and heads: 4 MiB, about a core's cache."""
 
 
 def count_features(size: int, terms: int) -> int:
-    """Return M = C(D + K − 1, K − 1), the monomials in D variables of degree K − 1 at most."""
+    """Return M = C(D + K − 1, K − 1), the number of monomials in D variables of degree below K."""
     return math.comb(size + terms - 1, terms - 1)
 
 
@@ -34,7 +34,7 @@ def truncated_exp(t: Tensor, terms: int) -> Tensor:
         return torch.ones_like(t)
     one = torch.ones((), dtype=t.dtype, device=t.device)
     total = torch.add(one, t, alpha=1 / (terms - 1))
-    for n in range(terms - 2, 0, -1):  # Horner's rule, one pass for each degree
+    for n in range(terms - 2, 0, -1):  # Horner's rule, one pass per degree
         total = torch.addcmul(one, total, t, value=1 / n)
     return total
 
@@ -47,9 +47,9 @@ def truncation_error(t: Tensor, terms: int) -> Tensor:
 def maclaurin_features(x: Tensor, terms: int) -> Tensor:
     """Return φ(x), (…, D) → (…, M), with φ(q)·φ(k) = Σ (q·k)ⁿ/n! over the degrees below ``terms``.
 
-    One feature for each monomial x₁^a₁ ⋯ x_D^a_D of degree a₁ + ⋯ + a_D < terms, times
-    1/√(a₁! ⋯ a_D!), by the multinomial theorem: (q·k)ⁿ/n! = Σ q^a k^a / (a₁! ⋯ a_D!). The order
-    is by degree, then by the sorted indices of the factors.
+    There is one feature per monomial x₁^a₁ ⋯ x_D^a_D of degree a₁ + ⋯ + a_D < terms, scaled by
+    1/√(a₁! ⋯ a_D!). By the multinomial theorem, (q·k)ⁿ/n! = Σ q^a k^a / (a₁! ⋯ a_D!). Features are
+    ordered by degree, then by the sorted indices of their factors.
     """
     check_terms(terms)
     coefficients = _coefficients(x.shape[-1], terms, x.device).to(x.dtype)
@@ -67,26 +67,27 @@ def maclaurin_attention(
     key_padding_mask: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Attention with truncated_exp(q·k/√D) for softmax's exp(q·k/√D), linear in length.
+    """Compute attention with truncated_exp(q·k/√D) instead of exp(q·k/√D), in linear time.
 
-    Computed in float32 at least, block by block: features exist for one block of positions at a
-    time, in the backward pass too. Queries that see no key get zeros.
+    Computed in at least float32 and block by block: features exist only for one block of positions
+    at a time, also in the backward pass. Queries that see no key get zeros.
 
     Args:
         query: (batch, heads, queries, D).
         key: (batch, heads, keys, D).
         value: (batch, heads, keys, E).
-        terms: K, terms of the series. An odd number makes every weight positive.
-        causal: whether query i sees keys 0 … i only; there are then as many queries as keys.
-        key_padding_mask: (batch, keys), true on padding, as torch.nn.MultiheadAttention's.
-        chunk: positions within which causal attention is computed by its definition; by default a
-            number that suits M.
+        terms: K, number of terms of the series. With an odd number, every weight is positive.
+        causal: whether query i sees keys 0 … i only; requires as many queries as keys.
+        key_padding_mask: (batch, keys), true on padding, as in torch.nn.MultiheadAttention.
+        chunk: number of positions within which causal attention is computed by its definition;
+            by default chosen according to M.
 
     Returns:
-        (batch, heads, queries, E), of the values' type.
+        (batch, heads, queries, E), in the values' dtype.
 
     Raises:
-        ValueError: if ``terms`` is less than 1, or lengths do not fit ``causal``.
+        ValueError: if ``terms`` is less than 1, or ``causal`` with different numbers of queries and
+            keys.
     """
     check_terms(terms)
     if not causal:
@@ -98,8 +99,8 @@ def maclaurin_attention(
             f"{key.shape[-2]}"
         )
     query, key = scale(query), scale(key)
-    weighed = _weigh(value, key.dtype, key_padding_mask)
-    return _attend_causally(query, key, weighed, terms, chunk).to(value.dtype)
+    weighted = _weight(value, key.dtype, key_padding_mask)
+    return _attend_causally(query, key, weighted, terms, chunk).to(value.dtype)
 
 
 def maclaurin_attention_naive(
@@ -111,15 +112,15 @@ def maclaurin_attention_naive(
     causal: bool = False,
     key_padding_mask: Tensor | None = None,
 ) -> Tensor:
-    """`maclaurin_attention` by its definition, quadratic in length."""
+    """Compute `maclaurin_attention` by its definition, in quadratic time."""
     check_terms(terms)
     query, key = scale(query), scale(key)
-    weighed = _weigh(value, key.dtype, key_padding_mask)
+    weighted = _weight(value, key.dtype, key_padding_mask)
     with torch.autocast(query.device.type, enabled=False):
         weights = truncated_exp(query @ key.transpose(-1, -2), terms)
         if causal:
             weights = weights.tril()
-        return _normalize(weights @ weighed).to(value.dtype)
+        return _normalize(weights @ weighted).to(value.dtype)
 
 
 @dataclass
@@ -140,17 +141,17 @@ class MaclaurinState:
 def maclaurin_step(
     query: Tensor, key: Tensor, value: Tensor, state: MaclaurinState, terms: int = 3
 ) -> Tensor:
-    """Append one position to the state and attend from it; O(M·E), however long the past.
+    """Append one position to the state and attend from it, in O(M·E) whatever its index.
 
     Args:
-        query: (batch, heads, 1, D); key the same, value (batch, heads, 1, E).
-        key: of the position.
-        value: of the position.
-        state: moves on.
-        terms: as in `maclaurin_attention`.
+        query: (batch, heads, 1, D).
+        key: (batch, heads, 1, D).
+        value: (batch, heads, 1, E).
+        state: sums over the previous positions; updated in place.
+        terms: K, number of terms of the series.
 
     Returns:
-        (batch, heads, 1, E): what causal attention gives for this position.
+        (batch, heads, 1, E), the output of causal attention at this position.
     """
     new = summarize(key, value, terms)
     state.sums = new if state.sums is None else state.sums + new
@@ -160,53 +161,53 @@ def maclaurin_step(
 def summarize(
     key: Tensor, value: Tensor, terms: int, key_padding_mask: Tensor | None = None
 ) -> Tensor:
-    """Return what any number of queries can read: Σ m(k)[v, 1]ᵀ, (batch, heads, M, E + 1).
+    """Return the sums over keys that queries read, Σ m(k)[v, 1]ᵀ: (batch, heads, M, E + 1).
 
-    m are the monomials of φ without their coefficients; arguments as in `maclaurin_attention`.
+    m are the monomials of φ without their coefficients. Arguments as in `maclaurin_attention`.
     """
     key = scale(key)
-    return _sum_blocks(key, _weigh(value, key.dtype, key_padding_mask), terms)
+    return _sum_blocks(key, _weight(value, key.dtype, key_padding_mask), terms)
 
 
 def read(query: Tensor, sums: Tensor, terms: int) -> Tensor:
-    """Attend to what `summarize` has seen, (batch, heads, queries, E), in float32 at least."""
+    """Attend to the keys summed by `summarize`: (batch, heads, queries, E), at least float32."""
     return _read_blocks(scale(query), sums, terms)
 
 
 def scale(x: Tensor) -> Tensor:
-    """Multiply by D^−¼, queries and keys alike, in float32 at least."""
+    """Multiply queries or keys by D^−¼, in at least float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32)) * x.shape[-1] ** -0.25
 
 
 def check_terms(terms: int) -> None:
-    """Raise a ValueError unless there is a term."""
+    """Raise a ValueError unless there is at least one term."""
     if terms < 1:
         raise ValueError(f"terms {terms} is less than 1")
 
 
-# --------------------------------------------------------------------------- the computation
+# --------------------------------------------------------------------------- computation
 
 
-def _weigh(value: Tensor, dtype: torch.dtype, key_padding_mask: Tensor | None) -> Tensor:
-    """Return [v, 1], the 1 for the denominator; zeros for padding."""
-    weighed = F.pad(value.to(dtype), (0, 1), value=1.0)
+def _weight(value: Tensor, dtype: torch.dtype, key_padding_mask: Tensor | None) -> Tensor:
+    """Return [v, 1], the 1 for the denominator, and zeros at padding."""
+    weighted = F.pad(value.to(dtype), (0, 1), value=1.0)
     if key_padding_mask is not None:
-        weighed = weighed.masked_fill(key_padding_mask[:, None, :, None], 0.0)
-    return weighed
+        weighted = weighted.masked_fill(key_padding_mask[:, None, :, None], 0.0)
+    return weighted
 
 
 def _normalize(sums: Tensor) -> Tensor:
-    """(…, E + 1) sums of weighed values and of weights → (…, E) means; zeros where both are 0."""
+    """Divide sums of weighted values by sums of weights, (…, E + 1) → (…, E); 0 / 0 is 0."""
     numerator, denominator = sums[..., :-1], sums[..., -1:]
     return numerator / denominator.masked_fill(denominator == 0, 1.0)
 
 
-def _sum_blocks(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
-    """Return Σ m(k)[v, 1]ᵀ over the keys, (…, M, E + 1), for monomials m."""
+def _sum_blocks(key: Tensor, weighted: Tensor, terms: int) -> Tensor:
+    """Return Σ m(k)[v, 1]ᵀ over the keys, (…, M, E + 1), with the monomials m."""
     block = _block_length(key, terms)
     saves_memory = key.shape[-2] > block
     state: Tensor | None = None
-    for keys, values in zip(key.split(block, -2), weighed.split(block, -2), strict=True):
+    for keys, values in zip(key.split(block, -2), weighted.split(block, -2), strict=True):
         new = _run(_sum_block, saves_memory, keys, values, terms)
         state = new if state is None else state + new
     assert state is not None, "no keys"
@@ -214,7 +215,7 @@ def _sum_blocks(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
 
 
 def _read_blocks(query: Tensor, state: Tensor, terms: int) -> Tensor:
-    """Return the means (…, queries, E) that queries read from a state."""
+    """Return the weighted means (…, queries, E) that queries read from a state."""
     block = _block_length(query, terms)
     saves_memory = query.shape[-2] > block
     outputs = [
@@ -224,42 +225,45 @@ def _read_blocks(query: Tensor, state: Tensor, terms: int) -> Tensor:
 
 
 def _attend_causally(
-    query: Tensor, key: Tensor, weighed: Tensor, terms: int, chunk: int | None
+    query: Tensor, key: Tensor, weighted: Tensor, terms: int, chunk: int | None
 ) -> Tensor:
-    """Return the means (…, length, E): within a chunk by definition, before it by the state."""
-    # A position costs chunk·(D + E + 1) within its chunk and 2M(E + 1) for what is before it.
+    """Return the weighted means (…, length, E).
+
+    Keys in a query's own chunk are attended to by definition, earlier ones through the state.
+    """
+    # Multiplications per position: chunk·(D + E + 1) within its chunk, 2M(E + 1) for earlier ones.
     chunk = chunk or min(max(2 ** round(math.log2(count_features(key.shape[-1], terms))), 64), 512)
     block = max(_block_length(query, terms) // chunk, 1) * chunk
     saves_memory = query.shape[-2] > block
     outputs = []
     state: Tensor | None = None
-    for parts in zip(*(x.split(block, -2) for x in (query, key, weighed)), strict=True):
+    for parts in zip(*(x.split(block, -2) for x in (query, key, weighted)), strict=True):
         output, state = _run(_causal_block, saves_memory, *parts, state, terms, chunk)
         outputs.append(output)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
 
 
 def _block_length(x: Tensor, terms: int) -> int:
-    """Return how many positions' features are there at once, over all batches and heads."""
+    """Return the number of positions whose features exist at the same time."""
     rows = max(math.prod(x.shape[:-2]), 1)
     return max(BLOCK_ELEMENTS // (rows * count_features(x.shape[-1], terms)), 64)
 
 
 def _run(function: Callable[..., Any], saves_memory: bool, *args: Any) -> Any:
-    """Call; if one of several blocks, compute its features anew in the backward pass."""
+    """Call a function; to save memory, recompute its features in the backward pass."""
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if saves_memory and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return function(*args)
 
 
-def _sum_block(key: Tensor, weighed: Tensor, terms: int) -> Tensor:
+def _sum_block(key: Tensor, weighted: Tensor, terms: int) -> Tensor:
     with torch.autocast(key.device.type, enabled=False):
-        return _monomials(key, terms) @ weighed
+        return _monomials(key, terms) @ weighted
 
 
 def _read_sums(query: Tensor, state: Tensor, terms: int) -> Tensor:
-    # 1/a! belongs to the product of two monomials; on the state it is the fewest multiplications.
+    # 1/a! scales the product of two monomials; scaling the state takes the fewest multiplications.
     coefficients = _coefficients(query.shape[-1], terms, query.device).to(state.dtype)
     return _monomials(query, terms).transpose(-1, -2) @ (coefficients[:, None] * state)
 
@@ -270,32 +274,32 @@ def _read_block(query: Tensor, state: Tensor, terms: int) -> Tensor:
 
 
 def _causal_block(
-    query: Tensor, key: Tensor, weighed: Tensor, state: Tensor | None, terms: int, chunk: int
+    query: Tensor, key: Tensor, weighted: Tensor, state: Tensor | None, terms: int, chunk: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend within a block, all its chunks together; return also the state behind it."""
+    """Attend within a block, all chunks at once; also return the state after the block."""
     length = query.shape[-2]
     with torch.autocast(query.device.type, enabled=False):
-        if length <= chunk and state is None:  # a short sequence is all there is
-            sums = truncated_exp(query @ key.transpose(-1, -2), terms).tril() @ weighed
-            return _normalize(sums), None if length < chunk else _sum_block(key, weighed, terms)
-        # (…, chunks, chunk, size); [v, 1] = 0 behind the end.
-        query, key, weighed = (
+        if length <= chunk and state is None:  # one chunk, no state needed
+            sums = truncated_exp(query @ key.transpose(-1, -2), terms).tril() @ weighted
+            return _normalize(sums), None if length < chunk else _sum_block(key, weighted, terms)
+        # (…, chunks, chunk, size), with [v, 1] = 0 after the end
+        query, key, weighted = (
             F.pad(x, (0, 0, 0, -length % chunk)).unflatten(-2, (-1, chunk))
-            for x in (query, key, weighed)
+            for x in (query, key, weighted)
         )
-        sums = truncated_exp(query @ key.transpose(-1, -2), terms).tril() @ weighed
-        behind = _sum_block(key, weighed, terms).cumsum(-3)  # (…, chunks, M, E + 1)
+        sums = truncated_exp(query @ key.transpose(-1, -2), terms).tril() @ weighted
+        after = _sum_block(key, weighted, terms).cumsum(-3)  # (…, chunks, M, E + 1)
         if state is None:
-            state = torch.zeros_like(behind[..., 0, :, :])
-        before = torch.cat((state.unsqueeze(-3), behind[..., :-1, :, :] + state.unsqueeze(-3)), -3)
+            state = torch.zeros_like(after[..., 0, :, :])
+        before = torch.cat((state.unsqueeze(-3), after[..., :-1, :, :] + state.unsqueeze(-3)), -3)
         sums = sums + _read_sums(query, before, terms)
-        return _normalize(sums).flatten(-3, -2)[..., :length, :], behind[..., -1, :, :] + state
+        return _normalize(sums).flatten(-3, -2)[..., :length, :], after[..., -1, :, :] + state
 
 
 def _monomials(x: Tensor, terms: int) -> Tensor:
-    """(…, L, D) → (…, M, L): every monomial of degree below ``terms``, without coefficients.
+    """Return all monomials of degree below ``terms``, without coefficients: (…, L, D) → (…, M, L).
 
-    Positions last: each feature is then a product of two contiguous rows.
+    With the positions last, each feature is a product of two contiguous rows.
     """
     rows = x.transpose(-1, -2)
     degree = torch.ones_like(rows[..., :1, :])
@@ -311,18 +315,18 @@ def _monomials(x: Tensor, terms: int) -> Tensor:
 
 @cache
 def _packing(size: int, degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return each monomial of a degree as one of the degree below (its place) times a variable."""
+    """Factor each monomial of a degree: index of one of the degree below, index of a variable."""
     below = itertools.combinations_with_replacement(range(size), degree - 1)
-    places = {indices: place for place, indices in enumerate(below)}
+    positions = {indices: position for position, indices in enumerate(below)}
     monomials = list(itertools.combinations_with_replacement(range(size), degree))
-    with torch.inference_mode(False):  # training uses what a validation may have cached
-        parents = torch.tensor([places[indices[:-1]] for indices in monomials], device=device)
+    with torch.inference_mode(False):  # validation caches what training uses
+        parents = torch.tensor([positions[indices[:-1]] for indices in monomials], device=device)
         return parents, torch.tensor([indices[-1] for indices in monomials], device=device)
 
 
 @cache
 def _coefficients(size: int, terms: int, device: torch.device) -> Tensor:
-    """Return 1/(a₁! ⋯ a_D!) for each monomial, in float64, (M,)."""
+    """Return 1/(a₁! ⋯ a_D!) of each monomial, (M,) in float64."""
     values = [
         1 / math.prod(math.factorial(len(list(same))) for _, same in itertools.groupby(indices))
         for degree in range(terms)

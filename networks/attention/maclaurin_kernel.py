@@ -1,4 +1,4 @@
-"""The truncated series as a kernel of `MultiHeadAttention`."""
+"""Maclaurin attention as a kernel of `MultiHeadAttention`."""
 
 import math
 
@@ -19,17 +19,18 @@ from networks.attention.maclaurin import (
 
 
 class MaclaurinAttention(AttentionKernel):
-    """Attention by the truncated series; see `maclaurin_attention`.
+    """Attention by the truncated Maclaurin series; see `maclaurin_attention`.
 
     Args:
-        terms: K, terms of the series.
-        max_logit: b; queries and keys longer than √b (after the scaling by D^−¼) are shortened to
-            it, so that |q·k/√D| ≤ b and every weight exp(q·k/√D) is met within the factor
-            1 ± bᴷ/K! · eᵇ (docs/maclaurin_attention.md, section 6). None leaves them: attention by
-            a polynomial, which is no approximation of softmax where logits are large.
+        terms: K, number of terms of the series.
+        max_logit: bound b on |q·k/√D|. Queries and keys whose norm exceeds √b, after the scaling by
+            D^−¼, are scaled down to it. Every weight exp(q·k/√D) is then approximated within the
+            factor 1 ± bᴷ/K! · eᵇ (docs/maclaurin_attention.md, section 6). Without a bound, the
+            polynomial does not approximate softmax where logits are large.
 
     Raises:
-        ValueError: if weights could be negative: an even number of terms and no small max_logit.
+        ValueError: if ``terms`` is less than 1, ``max_logit`` is not positive, or weights could be
+            negative: the number of terms is even and ``max_logit`` is not small enough.
     """
 
     def __init__(self, terms: int = 3, max_logit: float | None = None) -> None:
@@ -41,7 +42,7 @@ class MaclaurinAttention(AttentionKernel):
             if worst == -math.inf or truncated_exp(torch.tensor(worst), terms) <= 0:
                 raise ValueError(
                     f"with {terms} terms, an even number, weights can be negative at max_logit "
-                    f"{max_logit}: take an odd number of terms or a smaller max_logit"
+                    f"{max_logit}: use an odd number of terms or a smaller max_logit"
                 )
         self.terms = terms
         self.max_logit = max_logit
@@ -83,10 +84,10 @@ class MaclaurinAttention(AttentionKernel):
         return weights / weights.sum(-1, keepdim=True)
 
     def _bound(self, x: Tensor) -> Tensor:
-        """Shorten vectors so that after the scaling their norm is √max_logit at most."""
+        """Scale long vectors down: after the scaling by D^−¼ their norm is at most √max_logit."""
         if self.max_logit is None:
             return x
-        longest = math.sqrt(self.max_logit) * x.shape[-1] ** 0.25
+        bound = math.sqrt(self.max_logit) * x.shape[-1] ** 0.25
         dtype = torch.promote_types(x.dtype, torch.float32)
         norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-        return x * (longest / norms.clamp(min=longest)).to(x.dtype)
+        return x * (bound / norms.clamp(min=bound)).to(x.dtype)

@@ -11,11 +11,14 @@ class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2.2).
 
     Args:
-        hidden_size: channels of queries, keys and values; a multiple of ``heads``.
+        hidden_size: model width; must be a multiple of ``heads``.
         heads: number of heads.
-        key_bias: whether the key projection has a bias. Softmax attention cannot use one: it adds
-            the same amount to every logit of a query.
-        kernel: how the heads attend; softmax by default.
+        key_bias: whether the key projection has a bias. It has no effect on softmax attention: it
+            adds the same amount to all logits of a query.
+        kernel: attention of each head; softmax by default.
+
+    Raises:
+        ValueError: if ``hidden_size`` is not a multiple of ``heads``.
     """
 
     def __init__(
@@ -45,11 +48,11 @@ class MultiHeadAttention(nn.Module):
         return self.output(x.transpose(1, 2).flatten(-2))
 
     def project(self, x: Tensor) -> KeyValues:
-        """Project what is attended to, (batch, keys, hidden)."""
+        """Project a memory (batch, keys, hidden) to keys and values."""
         return KeyValues(self.split_heads(self.key(x)), self.split_heads(self.value(x)))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """Let ``x`` (batch, length, hidden) attend to itself; mask as `AttentionKernel`'s."""
+        """Let ``x`` (batch, length, hidden) attend to itself; mask as in `AttentionKernel`."""
         query = self.split_heads(self.query(x))
         return self.merge_heads(self.kernel(query, self.project(x), key_mask, causal))
 
@@ -62,15 +65,15 @@ class MultiHeadAttention(nn.Module):
         return self.merge_heads(self.kernel.read(self.split_heads(self.query(x)), summary))
 
     def step(self, x: Tensor, state: Any) -> Tensor:
-        """Let the next position (batch, 1, hidden) attend to itself and all before it.
+        """Let the next position (batch, 1, hidden) attend to itself and all previous ones.
 
-        ``state`` is the kernel's, by its ``start``, and moves on.
+        ``state`` is created by the kernel's ``start`` and updated in place.
         """
         query = self.split_heads(self.query(x))
         return self.merge_heads(self.kernel.step(query, self.project(x), state))
 
     def weights(self, x: Tensor, memory: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Return the weights of ``x`` on a memory, (batch, heads, queries, keys), to look at."""
+        """Return the attention weights of ``x`` on a memory, (batch, heads, queries, keys)."""
         query = self.split_heads(self.query(x))
         return self.kernel.weights(query, self.project(memory).keys, key_mask)
 
@@ -97,11 +100,11 @@ class ResidualAttentionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Self-attention: (batch, length, hidden) → the same."""
+        """Let ``x`` (batch, length, hidden) attend to itself."""
         return self._finish(x, self.attention(self.attention_norm(x), key_mask))
 
     def read(self, x: Tensor, summary: Any) -> Tensor:
-        """Cross-attention to what the attention summarized: (batch, length, hidden) → the same."""
+        """Let ``x`` (batch, length, hidden) attend to a summarized memory."""
         return self._finish(x, self.attention.read(self.attention_norm(x), summary))
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:

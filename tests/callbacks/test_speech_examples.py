@@ -9,7 +9,7 @@ from callbacks.speech_examples import View
 from tests.conftest import SAMPLE_RATE
 
 
-def test_tensorboard_has_pictures_and_texts_of_every_epoch_and_the_audio_once(
+def test_tensorboard_has_figures_and_texts_of_each_epoch_and_the_audio_once(
     small: list[str], run_cli: Callable[..., Path]
 ) -> None:
     show = "{class_path: callbacks.SpeechExamples, init_args: {clips: 2}}"

@@ -16,7 +16,9 @@ def test_xor_is_refuted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "separable_0_0.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_at_an_end_is_separated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interval_with_the_smallest_sum_is_separated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cli.main(["separable", "--dimension=3", "--low=-3", "--high=-1", f"--output={tmp_path}"])
     assert "One perceptron computes it: sign(− 1·x1 − 1·x2 − 1·x3)." in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -31,6 +33,6 @@ def test_a_run_at_an_end_is_separated(tmp_path: Path, capsys: pytest.CaptureFixt
         ("--dimension 40 --low 0 --high 0", r"dimension 40 has 2\^40 inputs, too many to list"),
     ],
 )
-def test_what_cannot_be_answered_is_named(interval: str, message: str) -> None:
+def test_invalid_arguments_are_rejected(interval: str, message: str) -> None:
     with pytest.raises(SystemExit, match=f"error: {message}"):
         cli.main(["separable", *interval.split()])

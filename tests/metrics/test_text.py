@@ -29,7 +29,7 @@ ALL = [CharErrorRate, WordErrorRate, *(param.values[0] for param in SIMILARITIES
 
 
 def random_text(choice: random.Random, shortest: int = 0) -> str:
-    """Few different characters, so that edits, swaps and repetitions happen; all planes."""
+    """Draw from few characters, of several Unicode planes, so that repetitions are frequent."""
     return "".join(choice.choices("aab  cß ж日🎈\u0301", k=choice.randint(shortest, 12)))
 
 
@@ -66,7 +66,7 @@ def test_states_of_two_processes_sum_to_those_of_one(metric: type[Metric]) -> No
     whole.update(predictions, references)
     parts[0].update(predictions[:70], references[:70])
     parts[1].update(predictions[70:], references[70:])
-    for state, reduce in parts[0]._reductions.items():  # what torchmetrics does between processes
+    for state, reduce in parts[0]._reductions.items():  # as torchmetrics does between processes
         assert callable(reduce)
         setattr(parts[0], state, reduce(torch.stack([getattr(part, state) for part in parts])))
     parts[0]._computed = None
@@ -83,7 +83,7 @@ def test_states_of_two_processes_sum_to_those_of_one(metric: type[Metric]) -> No
         (WordErrorRate, 0, float("inf"), 1),
     ],
 )
-def test_empty_strings_have_the_documented_value(
+def test_empty_strings_have_the_documented_values(
     metric: type[Metric], empty_both: float, empty_reference: float, empty_prediction: float
 ) -> None:
     assert metric()([""], [""]) == empty_both
@@ -92,21 +92,21 @@ def test_empty_strings_have_the_documented_value(
 
 
 @pytest.mark.parametrize("metric", ALL)
-def test_unequal_lists_and_bare_strings_are_refused(metric: type[Metric]) -> None:
+def test_lists_of_different_length_and_single_strings_are_rejected(metric: type[Metric]) -> None:
     with pytest.raises(ValueError, match="2 predictions and 1 references"):
         metric().update(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="lists of strings"):
         metric().update("abc", "abc")
 
 
-def test_an_error_rate_counts_units_over_the_whole_set_not_per_pair() -> None:
+def test_an_error_rate_is_a_ratio_of_totals_not_a_mean_over_pairs() -> None:
     metric = CharErrorRate()
     metric.update(["a", "bbbbbbbbb"], ["x", "bbbbbbbbb"])
     assert metric.compute().item() == pytest.approx(0.1)
 
 
-def test_equal_first_scores_do_not_merge_metrics_of_a_collection() -> None:
-    """The recognizer's collection must be without groups: groups are found by equal states."""
+def test_equal_first_scores_do_not_merge_the_metrics_of_a_collection() -> None:
+    """The recognizer's collection needs compute_groups=False: groups are found by equal states."""
     metrics = MetricCollection([JaccardSimilarity(), CosineSimilarity()], compute_groups=False)
     metrics.update(["abc"], ["abc"])
     metrics.update(["abcd"], ["ab"])

@@ -10,7 +10,7 @@ from networks.attention import KeyValues, MultiHeadAttention, SoftmaxAttention
 def naive_attention(
     query: Tensor, key_values: KeyValues, mask: Tensor | None, causal: bool
 ) -> Tensor:
-    """The definition, query by query and key by key."""
+    """Compute attention by its definition, query by query and key by key."""
     keys, values = key_values
     output = torch.zeros_like(query)
     for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in query.shape[:3])).tolist():
@@ -45,7 +45,7 @@ def test_softmax_attention_equals_its_definition_with_gradients(masked: bool, ca
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-def test_multi_head_attention_equals_torchs() -> None:
+def test_multi_head_attention_equals_pytorchs() -> None:
     torch.manual_seed(0)
     ours = MultiHeadAttention(12, 3, key_bias=True).double()
     theirs = nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)

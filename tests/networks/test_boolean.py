@@ -12,26 +12,26 @@ from networks.separability import Certificate, Separation, separate, signs
 
 
 def intervals(dimension: int) -> list[tuple[int, int]]:
-    """All −D ≤ A ≤ B ≤ D."""
+    """Return all intervals with −D ≤ A ≤ B ≤ D."""
     values = range(-dimension, dimension + 1)
     return [(low, high) for low, high in product(values, values) if low <= high]
 
 
 def brute_force(dimension: int, low: int, high: int) -> list[int]:
-    """f by its definition, in integers, over all inputs."""
+    """Compute f by its definition, in integers, on all inputs."""
     inputs = product((-1, 1), repeat=dimension)
     return [1 if low <= sum(x) <= high else -1 for x in inputs]
 
 
 @pytest.mark.parametrize("activation", ["sign", "relu"])
 @pytest.mark.parametrize("dimension", range(1, 11))
-def test_two_hidden_units_compute_every_interval_and_keep_their_distance(
+def test_two_hidden_units_compute_every_interval_with_the_stated_margin(
     dimension: int, activation: str
 ) -> None:
     x = torch.from_numpy(signs(dimension)).double()
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    # The farthest corners of what is promised.
+    # Corners of the box of perturbations that must not change the output.
     away = 0.999 / ((2 if activation == "sign" else 4) * dimension) * directions.sign()
     for low, high in intervals(dimension):
         network = IntervalMLP(dimension, low, high, activation).double()  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def test_the_linear_program_agrees_with_the_closed_form_and_proves_it(dimension:
     for low, high in intervals(dimension):
         labels = np.array(brute_force(dimension, low, high))
         found = separate(points, labels)
-        # Along the totals f may change its sign once.
+        # Separable iff f changes its sign at most once as the total grows.
         values = [low <= total <= high for total in totals]
         changes = sum(a != b for a, b in pairwise(values))
         assert isinstance(found, Separation) == (changes <= 1), (low, high)
@@ -62,7 +62,7 @@ def test_the_linear_program_agrees_with_the_closed_form_and_proves_it(dimension:
 
 
 def check(found: Separation | Certificate, points: list[list[int]], labels: list[int]) -> None:
-    """Verify a proof in integers, by nothing of the code that made it."""
+    """Verify a proof in integers, independently of the code that found it."""
     if isinstance(found, Separation):
         for point, label in zip(points, labels, strict=True):
             score = sum(w * x for w, x in zip(found.weights, point, strict=True)) + found.bias
@@ -94,7 +94,7 @@ def test_other_functions_of_three_inputs_are_decided_too() -> None:
     assert separable == 104
 
 
-def test_a_wrong_proof_is_noticed() -> None:
+def test_a_wrong_proof_is_rejected() -> None:
     points, xor = signs(2), np.array([-1, 1, 1, -1])
     assert not Separation((1, 1), 1).is_valid(points, xor)
     half = Fraction(1, 2)
@@ -106,14 +106,14 @@ def test_a_wrong_proof_is_noticed() -> None:
 
 
 def test_the_four_point_argument() -> None:
-    """n₁ + n₂ = p₁ + p₂ whenever [A, B] touches no end: for every such function up to D = 8."""
+    """n₁ + n₂ = p₁ + p₂ for every interval that excludes both extreme sums, up to D = 8."""
     for dimension in range(2, 9):
         attained = range(-dimension, dimension + 1, 2)
         for first, last in product(attained, attained):
             if first > last or first == -dimension or last == dimension:
                 continue
-            plus = (first - 2 + dimension) // 2  # of the lower negative input
-            free = (last + 2 - (first - 2)) // 2  # that the upper one has besides
+            plus = (first - 2 + dimension) // 2  # number of +1 in the lower negative input
+            free = (last + 2 - (first - 2)) // 2  # number of further +1 in the upper one
             lower = np.array([1] * plus + [-1] * (dimension - plus))
             upper = lower + 2 * np.array(
                 [plus <= i < plus + free for i in range(dimension)], dtype=int
@@ -142,8 +142,6 @@ def test_a_perceptron_is_written_as_its_formula() -> None:
         ((0, 0, 0), "dimension 0 is less than 1"),
     ],
 )
-def test_intervals_that_make_no_sense_are_refused(
-    interval: tuple[int, int, int], message: str
-) -> None:
+def test_invalid_intervals_are_rejected(interval: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IntervalMLP(*interval)

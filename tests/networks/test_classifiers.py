@@ -11,7 +11,7 @@ from networks import (
 )
 
 
-def test_parameter_counts_are_the_courses() -> None:
+def test_parameter_counts_match_the_course() -> None:
     assert get_number_trainable_params(FeedForwardNetwork(layers=0)) == 3_140
     assert get_number_trainable_params(FeedForwardNetwork()) == 198_004
     assert get_number_trainable_params(ConvNet(max_pool=True)) == 224_892
@@ -41,7 +41,7 @@ def test_feed_forward_network_is_linear_layers_with_activations_between() -> Non
     torch.testing.assert_close(network(images), hidden @ last.weight.T + last.bias)
 
 
-def test_the_residual_network_fits_any_size_and_has_the_stated_parameters() -> None:
+def test_the_residual_network_accepts_any_size_and_has_the_documented_parameters() -> None:
     network = ResidualNetwork()
     assert get_number_trainable_params(network) == 694_884
     for size in (28, 64):
@@ -62,7 +62,7 @@ def test_scan_augmentation_without_bounds_only_mirrors() -> None:
 def test_scan_augmentation_moves_within_its_bounds() -> None:
     torch.manual_seed(0)
     images = torch.zeros(200, 1, 29, 29)
-    images[:, :, 14, 14] = 1.0  # in the middle: rotation, scale and mirror leave it there
+    images[:, :, 14, 14] = 1.0  # at the centre, which rotation, scale and mirror do not move
     augment = ScanAugment(
         rotation=20, shift=0.2, scale=0.0, contrast=0.0, brightness=0.0, noise=0.0
     )
@@ -72,6 +72,8 @@ def test_scan_augmentation_moves_within_its_bounds() -> None:
     down = (moved.sum(2) * axis).sum(1) / mass
     right = (moved.sum(1) * axis).sum(1) / mass
     for shift in (down, right):
-        assert shift.abs().max() <= 0.2 * 29 * 1.45 + 0.5  # a tilted step is a little longer
+        assert (
+            shift.abs().max() <= 0.2 * 29 * 1.45 + 0.5
+        )  # a rotated shift may be longer along an axis
         assert shift.abs().max() > 0.15 * 29
     assert (augment(images) != augment(images)).any()

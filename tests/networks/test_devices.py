@@ -5,6 +5,7 @@ on tensors of different devices fails as it would on a GPU.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ from networks.boolean import interval_labels, sign
 GPU = torch.device("cuda:0")
 SERIES = MaclaurinAttention(terms=3, max_logit=1.0)
 TOKENS = len(CharacterVocabulary())
-SMALL = {"hidden_size": 16, "heads": 2, "mlp_size": 32}
+SMALL: dict[str, Any] = {"hidden_size": 16, "heads": 2, "mlp_size": 32}
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +56,12 @@ def fake_mode() -> Iterator[None]:
 class FakeableLSTM(nn.LSTM):
     """Stands in for an LSTM, which has no fake implementation, with the same shapes and devices."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         hidden = x + (0 if state is None else state[0].transpose(0, 1))
         last = hidden[:, -1:].transpose(0, 1)  # (1, batch, hidden)
-        return hidden @ self.weight_hh_l0[: self.hidden_size], (last, last)
+        return hidden @ self.get_parameter("weight_hh_l0")[: self.hidden_size], (last, last)
 
 
 def fakeable_ctc_loss(
@@ -79,11 +80,10 @@ def on_gpu(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> Any:
     with unset_fake_temporarily():  # some constructors compute with values
         module = make(*args, **kwargs)
     for part in module.modules():
-        for name, old in list(part.named_parameters(recurse=False)):
-            new = torch.empty(old.shape, dtype=old.dtype, device=GPU)
-            part.register_parameter(name, nn.Parameter(new))
-        for name, old in list(part.named_buffers(recurse=False)):
-            part.register_buffer(name, torch.empty(old.shape, dtype=old.dtype, device=GPU))
+        for name, weight in list(part.named_parameters(recurse=False)):
+            part.register_parameter(name, nn.Parameter(torch.empty(weight.shape, device=GPU)))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            part.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype, device=GPU))
     return module
 
 
@@ -132,6 +132,10 @@ def images(channels: int = 1) -> Tensor:
 
 def signs() -> Tensor:
     return sign(torch.randn(8, 3, device=GPU))
+
+
+def predict(decoder: Callable[[], TextDecoder]) -> object:
+    return recognizer(decoder).network(*clips(), tokens())
 
 
 def decode(decoder: Callable[[], TextDecoder]) -> object:
@@ -196,21 +200,13 @@ CASES: dict[str, Callable[[], object]] = {
     "ResidualNetwork": lambda: on_gpu(ResidualNetwork)(images()),
     "IntervalMLP, sign": lambda: on_gpu(IntervalMLP, 3, -1, 1)(signs()),
     "IntervalMLP, relu": lambda: on_gpu(IntervalMLP, 3, -1, 1, "relu")(signs()),
-    **{
-        f"SpeechToText, {decoder.__name__}": lambda decoder=decoder: recognizer(decoder).network(
-            *clips(), tokens()
-        )
-        for decoder in DECODERS
-    },
+    **{f"SpeechToText, {decoder.__name__}": partial(predict, decoder) for decoder in DECODERS},
     "AudioEncoder with series": lambda: recognizer(transformer, attention=SERIES).network.encode(
         *clips()
     ),
     "SoftmaxAttention": lambda: attend_causally(SoftmaxAttention()),
     "MaclaurinAttention": lambda: attend_causally(SERIES),
-    **{
-        f"decoding, {decoder.__name__}": lambda decoder=decoder: decode(decoder)
-        for decoder in DECODERS
-    },
+    **{f"decoding, {decoder.__name__}": partial(decode, decoder) for decoder in DECODERS},
     "GreedySearch": search_greedily,
     "SpeechRecognizer's losses": recognizer_losses,
     "ImageClassifier's loss": classifier_losses,

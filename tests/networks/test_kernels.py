@@ -8,8 +8,7 @@ from tests.networks.test_maclaurin import inputs, padding
 
 
 @pytest.mark.parametrize("kernel", [SoftmaxAttention(), MaclaurinAttention(5, max_logit=2.0)])
-def test_a_kernels_ways_to_attend_agree(kernel: AttentionKernel) -> None:
-    """Weights, whole and step by step are one function."""
+def test_weights_whole_sequences_and_steps_agree(kernel: AttentionKernel) -> None:
     q, k, v = (x.detach() for x in inputs(7, 7, 4, 4))
     mask = ~padding(7)
     whole = kernel(q, KeyValues(k, v), mask, causal=False)
@@ -20,7 +19,7 @@ def test_a_kernels_ways_to_attend_agree(kernel: AttentionKernel) -> None:
         here = slice(i, i + 1)
         step = kernel.step(q[:, :, here], KeyValues(k[:, :, here], v[:, :, here]), state)
         torch.testing.assert_close(step, causal[:, :, here])
-    # With a mask of real keys only in front, causal attention is that of the shorter sequence.
+    # Causal attention to the real keys at the start equals that of the shorter sequence.
     masked = kernel(q, KeyValues(k, v), mask, causal=True)
     torch.testing.assert_close(masked[:, :, :3], causal[:, :, :3])
 
@@ -30,10 +29,10 @@ def test_a_kernels_ways_to_attend_agree(kernel: AttentionKernel) -> None:
     [
         ({"terms": 0}, "terms 0 is less than 1"),
         ({"terms": 2}, "with 2 terms, an even number, weights can be negative"),
-        ({"terms": 4, "max_logit": 2.0}, "take an odd number of terms or a smaller max_logit"),
+        ({"terms": 4, "max_logit": 2.0}, "use an odd number of terms or a smaller max_logit"),
         ({"max_logit": 0.0}, r"max_logit 0\.0 is not above 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, float], message: str) -> None:
+def test_invalid_settings_are_rejected(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MaclaurinAttention(**settings)  # type: ignore[arg-type]

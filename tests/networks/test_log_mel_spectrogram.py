@@ -8,7 +8,10 @@ from networks import LogMelSpectrogram, SpecAugment
 
 
 def slaney_mel_filters(sample_rate: int, n_fft: int, bands: int) -> np.ndarray:
-    """Triangles of equal area, linear up to 1 kHz, then logarithmic: (bins, bands)."""
+    """Return triangles of equal area, spaced linearly up to 1 kHz, then logarithmically.
+
+    Shape (bins, bands).
+    """
 
     def to_mel(hertz: float) -> float:
         return hertz * 3 / 200 if hertz < 1000 else 15 + np.log(hertz / 1000) * 27 / np.log(6.4)
@@ -27,7 +30,7 @@ def slaney_mel_filters(sample_rate: int, n_fft: int, bands: int) -> np.ndarray:
 
 
 def log_mel(waveform: np.ndarray, sample_rate: int = 22_050) -> Any:
-    """One clip by the definition, frame by frame in float64: (bands, frames)."""
+    """Compute a spectrogram (bands, frames) by its definition, frame by frame in float64."""
     padded = np.pad(waveform.astype(np.float64), 200)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)  # periodic Hann
     frames = [
@@ -39,7 +42,7 @@ def log_mel(waveform: np.ndarray, sample_rate: int = 22_050) -> Any:
     return ((np.maximum(log, log.max() - 8) + 4) / 4).T
 
 
-def test_it_is_the_courses_spectrogram_and_ignores_the_batchs_padding() -> None:
+def test_spectrograms_match_the_course_and_ignore_padding() -> None:
     random = np.random.default_rng(0)
     clips = [random.normal(0, scale, n) for scale, n in ((0.1, 5000), (1e-3, 3201), (0.5, 160))]
     batch = torch.zeros(3, 5000)
@@ -72,6 +75,6 @@ def test_spec_augment_masks_within_its_limits_and_the_real_frames(lengths: list[
     assert seen_frames == set(range(min(15, lengths[0] // 4) + 1))
 
 
-def test_spec_augment_leaves_evaluation_alone() -> None:
+def test_spec_augment_is_the_identity_in_evaluation() -> None:
     features = torch.randn(2, 20, 100)
     assert SpecAugment().eval()(features, torch.tensor([100, 60])) is features

@@ -40,12 +40,12 @@ def inputs(
 
 
 def padding(keys: int) -> Tensor:
-    """Two ragged rows: nothing, and a little more than half, is padding."""
+    """Return a padding mask of two rows, one without and one with over half padding."""
     return torch.arange(keys) >= torch.tensor([[keys], [keys - keys // 2 - 1]])
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor, terms: int, hidden: Tensor, causal: bool) -> Tensor:
-    """Query by query and key by key, with the series term by term."""
+    """Compute attention query by query, key by key and term by term."""
     output = torch.zeros(*q.shape[:3], v.shape[-1], dtype=q.dtype)
     for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
         seen = [j for j in range(k.shape[2]) if not hidden[b, j] and (not causal or j <= i)]
@@ -58,14 +58,14 @@ def definition(q: Tensor, k: Tensor, v: Tensor, terms: int, hidden: Tensor, caus
 
 
 def assert_same(ours: Tensor, theirs: Tensor, inputs: tuple[Tensor, ...], tolerance: float) -> None:
-    """Compare values and all gradients, relative to the largest of each."""
+    """Compare values and all gradients, each relative to its maximum."""
     torch.manual_seed(1)
     direction = torch.randn_like(ours)
     pairs = [(ours, theirs)]
     gradients = (torch.autograd.grad(x, inputs, direction) for x in (ours, theirs))
     pairs += zip(*gradients, strict=True)
     for a, b in pairs:
-        # With a single key the queries' gradient is 0.
+        # With a single key, the gradient of the queries is 0.
         assert (a - b).abs().max() <= tolerance * max(b.abs().max().item(), 0.1)
 
 
@@ -124,7 +124,7 @@ def test_section_3_the_naive_form_is_the_definition(causal: bool) -> None:
 
 
 def test_section_3_the_matrix_form() -> None:
-    """Z = Diag(Φ(Q)Φ(K)ᵀ1)⁻¹ Φ(Q)(Φ(K)ᵀV), written down as it stands."""
+    """Z = Diag(Φ(Q)Φ(K)ᵀ1)⁻¹ Φ(Q)(Φ(K)ᵀV), literally."""
     q, k, v = inputs(6, 9)
     left, right = (maclaurin_features(x / 5**0.25, 3) for x in (q, k))
     normalizer = (left @ right.transpose(-1, -2) @ torch.ones(9, 1, dtype=q.dtype)).squeeze(-1)
@@ -150,9 +150,9 @@ def test_section_4_linear_forms_equal_the_naive_one(
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if chunk is not None:  # several blocks, of 64 positions
+    if chunk is not None:  # several blocks of 64 positions
         monkeypatch.setattr("networks.attention.maclaurin.BLOCK_ELEMENTS", 1)
-    scale = 1.0 if terms % 2 else 0.5  # an even number of terms has zeros to divide by
+    scale = 1.0 if terms % 2 else 0.5  # with an even number, sums of weights may be near 0
     q, k, v = inputs(length, length, size, scale=scale, dtype=dtype)
     settings = {"causal": causal, "key_padding_mask": padding(length) if masked else None}
     ours = maclaurin_attention(q, k, v, terms, chunk=chunk, **settings)  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_section_4_linear_forms_equal_the_naive_one(
 
 
 def multiplications(function: Callable[[], object]) -> int:
-    """Count those of matrix products."""
+    """Count the multiplications of matrix products."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() // 2
@@ -196,7 +196,7 @@ def test_sections_1_4_and_7_multiplications_of_the_forms() -> None:
     assert softmax == 300**2 * (6 + 6)
 
 
-def test_section_4_queries_and_keys_may_be_of_different_number() -> None:
+def test_section_4_numbers_of_queries_and_keys_may_differ() -> None:
     q, k, v = inputs(7, 23)
     hidden = padding(23)
     ours = maclaurin_attention(q, k, v, 3, key_padding_mask=hidden, chunk=4)
@@ -216,8 +216,8 @@ def test_section_4_gradients_equal_finite_differences(causal: bool) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
-def test_section_4_features_are_never_there_for_the_whole_sequence(causal: bool) -> None:
-    """Neither in the forward pass nor in what it keeps for the backward pass."""
+def test_section_4_features_of_the_whole_sequence_are_never_stored(causal: bool) -> None:
+    """Tensors saved for the backward pass are smaller than the features of all positions."""
     length, size = 8192, 16
     q, k, v = (torch.randn(1, 1, length, size, requires_grad=True) for _ in "qkv")
     kept: dict[int, int] = {}
@@ -233,7 +233,7 @@ def test_section_4_features_are_never_there_for_the_whole_sequence(causal: bool)
 
 
 @pytest.mark.parametrize("terms", [3, 5])
-def test_section_5_one_position_after_another_equals_causal_attention(terms: int) -> None:
+def test_section_5_steps_equal_causal_attention(terms: int) -> None:
     q, k, v = inputs(11, 11)
     expected = maclaurin_attention_naive(q, k, v, terms, causal=True)
     state = MaclaurinState()
@@ -242,7 +242,7 @@ def test_section_5_one_position_after_another_equals_causal_attention(terms: int
         here = slice(i, i + 1)
         steps.append(maclaurin_step(q[:, :, here], k[:, :, here], v[:, :, here], state, terms))
         assert state.sums is not None
-        assert state.sums.shape == (2, 3, count_features(5, terms), 5)  # however long the past
+        assert state.sums.shape == (2, 3, count_features(5, terms), 5)  # at every step
     assert_same(torch.cat(steps, dim=-2), expected, (q, k, v), 1e-10)
 
 
@@ -274,10 +274,10 @@ def test_section_6_bounded_logits_keep_the_distance_to_softmax(
     assert logits.abs().max() <= max_logit * (1 + 1e-6)
     factor = max_logit**terms / math.factorial(terms) * math.exp(max_logit)
     ratio = weights / logits.softmax(-1)
-    # Each weight and their sum are met within 1 ± factor.
+    # Each weight and their sum are approximated within 1 ± factor.
     assert ratio.max() <= (1 + factor) / (1 - min(factor, 0.999))
     assert ratio.min() >= (1 - factor) / (1 + factor)
-    small = 0.1 * torch.randn_like(q)  # already short: left alone
+    small = 0.1 * torch.randn_like(q)  # within the bound: unchanged
     assert (kernel._bound(small) == small).all()
 
 
@@ -294,13 +294,13 @@ def test_more_terms_come_closer_to_softmax() -> None:
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_sums_are_float32_whatever_the_inputs_are(causal: bool, autocast: bool) -> None:
+def test_sums_are_float32_for_any_dtype_of_the_inputs(causal: bool, autocast: bool) -> None:
     q, k, v = (x.detach() for x in inputs(600, 600, 8, dtype=torch.bfloat16))
     exact = maclaurin_attention_naive(q.double(), k.double(), v.double(), 3, causal=causal)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours = maclaurin_attention(q, k, v, 3, causal=causal, chunk=64)
     assert ours.dtype == torch.bfloat16
-    # No more than the output's own rounding.
+    # Within the rounding of the output.
     assert ((ours.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-4).all()
 
 

@@ -76,7 +76,7 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(("make", "naive"), NETWORKS)
-def test_every_update_equals_the_readable_one(make: Make, naive: Naive) -> None:
+def test_every_update_equals_the_readable_version(make: Make, naive: Naive) -> None:
     network: ScratchNetwork = make()
     reference = [array.copy() for array in network.parameters.values()]
     images, labels = examples()
@@ -88,7 +88,7 @@ def test_every_update_equals_the_readable_one(make: Make, naive: Naive) -> None:
 
 
 @pytest.mark.parametrize(("make", "naive"), NETWORKS)
-def test_examples_handed_over_together_are_taken_one_by_one(make: Make, naive: Naive) -> None:
+def test_examples_of_one_call_are_used_one_by_one(make: Make, naive: Naive) -> None:
     images, labels = examples()
     whole, parts = make(), make()
     losses = whole.update(images, labels)
@@ -98,7 +98,9 @@ def test_examples_handed_over_together_are_taken_one_by_one(make: Make, naive: N
         np.testing.assert_allclose(a, b)
 
 
-def torch_loss(network: ScratchNetwork, parameters: list[torch.Tensor], x: Floats) -> torch.Tensor:
+def torch_scores(
+    network: ScratchNetwork, parameters: list[torch.Tensor], x: Floats
+) -> torch.Tensor:
     image = torch.from_numpy(x)
     if isinstance(network, LogisticRegression):
         return parameters[0] @ torch.cat((image, torch.ones(1, dtype=torch.float64)))
@@ -118,7 +120,7 @@ def test_hand_written_gradients_equal_autograds_and_finite_differences(
     label = torch.tensor(labels[30])
 
     def loss_of(parameters: list[torch.Tensor]) -> torch.Tensor:
-        return F.cross_entropy(torch_loss(network, parameters, images[30])[None], label[None])
+        return F.cross_entropy(torch_scores(network, parameters, images[30])[None], label[None])
 
     expected = torch.autograd.grad(loss_of(tensors), tensors)
     network.update(images[30:31], labels[30:31])
@@ -137,7 +139,7 @@ def test_hand_written_gradients_equal_autograds_and_finite_differences(
             assert gradient[place] == pytest.approx(difference, rel=1e-4, abs=1e-7)
 
 
-def test_initializations_and_parameter_counts_are_the_courses() -> None:
+def test_initializations_and_parameter_counts_match_the_course() -> None:
     def count(network: ScratchNetwork) -> int:
         return sum(array.size for array in network.parameters.values())
 
@@ -152,7 +154,7 @@ def test_initializations_and_parameter_counts_are_the_courses() -> None:
     assert not mlp.parameters["bias_2"].any()
 
 
-def test_a_perceptrons_scores_keep_their_order_and_do_not_saturate() -> None:
+def test_scaling_a_perceptrons_scores_keeps_the_predictions_and_avoids_saturation() -> None:
     network = Perceptron(12)
     images, labels = examples(500)
     network.update(1000 * images, labels)

@@ -40,7 +40,7 @@ def small_network(decoder: Decoder, **kwargs: Any) -> SpeechToText:
         decoder(vocabulary_size=9, hidden_size=16, heads=2, mlp_size=32, **kwargs),
         LogMelSpectrogram(),
     )
-    # Larger weights than the usual ones, so that predictions differ from step to step.
+    # Weights larger than usual, so that predictions differ from step to step.
     for parameter in network.decoder.parameters():
         nn.init.normal_(parameter, std=0.7)
     return network.eval()
@@ -56,7 +56,7 @@ def ragged_clips() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("decoder", "whole"), [(TextDecoderTransformer, 1_329_835), (TextDecoderRecurrent, 1_471_235)]
 )
-def test_parameter_counts_are_the_courses(decoder: Decoder, whole: int) -> None:
+def test_parameter_counts_match_the_course(decoder: Decoder, whole: int) -> None:
     encoder = AudioEncoder()
     assert parameters(encoder) == 812_800
     network = SpeechToText(encoder, decoder(35, max_tokens=99), LogMelSpectrogram())
@@ -127,7 +127,7 @@ def test_the_ctc_head_predicts_the_decoders_tokens_at_each_position() -> None:
 def decode_without_cache(
     decoder: TextDecoder, memory: Tensor, mask: Tensor, max_tokens: int
 ) -> list[list[int]]:
-    """Clip by clip, the whole text anew for each token."""
+    """Decode clip by clip, reading the whole text again for each token."""
     texts = []
     for clip, real in zip(memory, mask, strict=True):
         tokens = [START]
@@ -151,7 +151,7 @@ def test_cached_greedy_decoding_equals_decoding_without_a_cache(
         mask = torch.arange(11) < torch.tensor([[11], [7], [3], [1]])
         expected = decode_without_cache(network.decoder, memory, mask, 30)
         decoded = GreedySearch().decode(network, memory, mask, start=START, stop=STOP, pad=PAD)
-        assert decoded.shape[1] == max(map(len, expected))  # it stops when every row has ended
+        assert decoded.shape[1] == max(map(len, expected))  # stops when every text has ended
         for row, text in zip(decoded.tolist(), expected, strict=True):
             assert row == text + [PAD] * (len(row) - len(text))
             lengths_seen.add(len(text))
@@ -195,7 +195,7 @@ def test_alignment_is_a_distribution_over_the_real_positions() -> None:
     assert (alignment * ~mask[:, None]).sum() == 0
 
 
-def test_parts_that_do_not_fit_and_texts_too_long_are_refused() -> None:
+def test_mismatched_parts_and_texts_that_are_too_long_are_rejected() -> None:
     with pytest.raises(ValueError, match="hidden_size 100 and the decoder's 200"):
         SpeechToText(AudioEncoder(hidden_size=100), TextDecoderTransformer(35), LogMelSpectrogram())
     with pytest.raises(ValueError, match="80 bands, the spectrogram has 40"):
@@ -211,6 +211,6 @@ def test_gradients_reach_every_parameter() -> None:
         network(*ragged_clips(), torch.randint(0, 9, (4, 6))).square().sum().backward()
         for name, parameter in network.named_parameters():
             assert parameter.grad is not None, name
-            if name == "decoder.self_attention.key.bias":  # softmax cannot see it
+            if name == "decoder.self_attention.key.bias":  # no effect on softmax
                 continue
             assert parameter.grad.abs().sum() > 0, name
