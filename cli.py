@@ -93,8 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--storage",
         metavar="URL",
-        help="database of the study, to share it between processes and machines; by default "
-        "runs/<sweep>/study.db",
+        help="URL of a database for the study; by default the file runs/<sweep>/journal.log",
     )
     return parser
 

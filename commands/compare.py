@@ -74,13 +74,18 @@ def read_run(path: Path) -> Run:
 
 
 def read_curves(path: Path) -> Curves:
-    """Read ``metrics.csv``: metric → epoch → value, the last of each epoch."""
+    """Read ``metrics.csv``: metric → epoch → value, the last of each epoch.
+
+    The file may be missing yet, or end in a line that is being written.
+    """
     curves: Curves = {}
+    if not path.exists():
+        return curves
     with path.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
+        for row in csv.DictReader(line for line in lines if line.endswith("\n")):
             for name, value in row.items():
                 if value and name not in ("epoch", "step"):
-                    # Only what is logged behind the loop, before it starts, has no epoch.
+                    # Only what is logged before the loop starts has no epoch.
                     curves.setdefault(name, {})[int(row.get("epoch") or 0)] = float(value)
     return curves
 
@@ -103,16 +108,21 @@ def compare(paths: list[Path], output: Path) -> None:
     # Metrics are rows and runs are columns: there are more metrics than fit a terminal.
     rows = [[heading, *(row.get(heading, "–") for row in facts)] for heading in headings]
     names = [run.name for run in runs]
-    table = Table("", *names)
-    for cells in rows:
-        table.add_row(*cells)
-    Console().print(table)
-    lines = [["", *names], ["---"] + ["---:"] * len(names), *rows]
     output.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-    (output / "comparison.md").write_text(text, encoding="utf-8")
+    write_table(["", *names], rows, output / "comparison.md")
     draw_curves({run.name: run.curves for run in runs}, output / "curves.png")
     Console().print(f"written to {output / 'comparison.md'} and {output / 'curves.png'}")
+
+
+def write_table(headings: list[str], rows: list[list[str]], path: Path, note: str = "") -> None:
+    """Print a table with a note below it, and write both as Markdown."""
+    table = Table(*headings)
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table, note)
+    lines = [headings, ["---"] + ["---:"] * len(headings[1:]), *rows]
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    path.write_text(f"{text}\n{note}\n" if note else text, encoding="utf-8")
 
 
 def draw_curves(runs: dict[str, Curves], path: Path) -> None:

@@ -1,333 +1,296 @@
-"""``sweep``: search hyper-parameters with Optuna; every trial is a run of its own.
+"""``sweep``: search hyper-parameters with Optuna; each trial is a run of its own.
 
-Trials wait in the study's database until a process takes them, so that any number of processes and
-machines can share one, and an interrupted sweep goes on: a trial that was cut short waits again,
-and its run resumes from its last checkpoint.
+Any number of processes can share a sweep: trials wait in Optuna's storage until a process takes
+them. If that process dies, the trial waits again and its run resumes. See docs/sweeps.md.
 """
 
 import fcntl
 import itertools
-import signal
-import socket
+import json
+import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from signal import SIGINT, SIGTERM, signal
+from typing import IO, Any, Literal
 
-import yaml
+import jsonargparse
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
-from rich.table import Table
 
-from commands.compare import draw_curves, read_curves, read_run
-from commands.train import parse
+from commands.compare import draw_curves, read_curves, write_table
+from commands.train import parse, shorten
 from engine import RunDirectory
 from errors import UserError
 
 try:
     import optuna
+    from optuna.pruners import MedianPruner, NopPruner
+    from optuna.samplers import TPESampler
+    from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, TrialState
 except ImportError as error:
     raise UserError(f"sweep needs the package {error.name}: pip install -e '.[sweep]'") from error
 
-CLI = Path(__file__).parent.parent / "cli.py"
-HOST = socket.gethostname()
+CLI = str(Path(__file__).parent.parent / "cli.py")
+SEED = 42
+POLL = 1.0  # seconds between two looks at a running fit or at other processes
+LOCK_DELAY = 10.0  # seconds; a process that takes a trial locks its run much sooner
+HEARTBEAT, GRACE_PERIOD = 15, 60  # seconds; in a database
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What is searched, and how.
+def run_sweep(path: Path, others: Sequence[str], url: str | None = None) -> None:
+    """Run trials until none is left, then test the winner once and write the table.
 
-    Attributes:
-        name: of the sweep; its folder is ``runs/<name>``.
-        configs: of the experiment.
-        search: key → the values to try, or bounds ``{low, high, log}`` to draw from.
-        trials: ``grid`` for every combination once, or a number of trials for Optuna's TPE.
-        arguments: more arguments of ``fit`` and ``test``.
-        root: folder of the sweep's folder.
+    Args:
+        path: YAML of the sweep; its stem is the sweep's name.
+        others: more arguments of fit and test.
+        url: database of the study; by default a journal file in the sweep's folder.
+
+    Raises:
+        UserError: if the sweep cannot start, no trial finished, or the test failed.
+        SystemExit: with 130 after SIGINT, 143 after SIGTERM.
     """
-
-    name: str
-    configs: list[str]
-    search: dict[str, Any]
-    trials: int | str
-    arguments: list[str]
-    root: Path = Path("runs")
-
-    @property
-    def folder(self) -> Path:
-        """Return where the study and the runs are."""
-        return self.root / self.name
-
-    def lock_queue(self) -> IO[str]:
-        """Wait until no other process takes or gives back a trial; SQLite lets two take one."""
-        return cast("IO[str]", lock(self.folder / ".lock", wait=True))
-
-    def lock_trial(self, values: dict[str, Any]) -> IO[str] | None:
-        """Return the lock of the trial with these values, or None if it is worked on."""
-        return lock(self.root / f"{self.experiment(values)}.lock", wait=False)
-
-    def fit_arguments(self, values: dict[str, Any]) -> list[str]:
-        """Return the command line of one trial, without the stage."""
-        layers = [part for config in self.configs for part in ("--config", config)]
-        chosen = [f"--{key}={value}" for key, value in values.items()]
-        return [*layers, *self.arguments, *chosen, "--experiment", self.experiment(values)]
-
-    def experiment(self, values: dict[str, Any]) -> str:
-        """Return the name of a trial's run: the same values, the same run."""
-        leaves = [f"{key.rpartition('.')[2]}={value}" for key, value in values.items()]
-        return f"{self.name}/{','.join(leaves)}".replace(" ", "")
-
-    def grid(self) -> Iterator[dict[str, Any]]:
-        """Yield every combination of the values to try."""
-        for values in itertools.product(*self.search.values()):
-            yield dict(zip(self.search, values, strict=True))
-
-    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Return the trial's values, drawn unless they waited in the study."""
-        return {
-            key: trial.suggest_categorical(key, space)
-            if isinstance(space, list)
-            else trial.suggest_float(key, space["low"], space["high"], log=space.get("log", False))
-            for key, space in self.search.items()
-        }
+    sweep = Sweep(path, others)
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    with lock(sweep.folder / ".lock", wait=True):
+        sweep.open_study(url)
+    sweep.work()
+    with lock(sweep.folder / ".lock", wait=True) as turn:
+        sweep.report(turn)
 
 
-def lock(path: Path, *, wait: bool) -> IO[str] | None:
-    """Return a file that is locked until it is closed, by this process and those that inherit it.
+def lock(path: Path, *, wait: bool) -> IO[str]:
+    """Return a file, locked until this process and the children that inherit it close it.
 
-    The system closes a dead process's files. Without ``wait`` None if another one has locked it.
+    Raises:
+        BlockingIOError: if another process has locked it, unless ``wait``.
     """
     file = path.open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+    except BaseException:
         file.close()
-        return None
+        raise
     return file
 
 
-def read_sweep(path: Path, arguments: Sequence[str]) -> Sweep:
-    """Read a sweep's YAML.
+class Sweep:
+    """A sweep, as seen by one of the processes that share it.
 
-    Raises:
-        UserError: if it is malformed, or searches a key that the experiment does not have.
+    Runs are numbered, and each has a trial that waits in the study from the start. A trial that is
+    cut short is followed by another one of the same run.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
-    required = {"configs", "search", "trials"}
-    if not isinstance(content, dict) or not required <= set(content) <= required | {"set"}:
-        raise UserError(f"{path} must have the keys configs, search and trials, and perhaps set")
-    search, trials = content["search"], content["trials"]
-    for key, space in search.items():
-        bounds = isinstance(space, dict) and {"low", "high"} <= set(space) <= {"low", "high", "log"}
-        if not (isinstance(space, list) and space) and not bounds:
-            raise UserError(f"{path}: {key} needs a list of values, or low, high and perhaps log")
-        if trials == "grid" and bounds:
-            raise UserError(f"{path}: {key} has bounds, a grid needs a list of values")
-    if trials != "grid" and not (isinstance(trials, int) and trials > 0):
-        raise UserError(f"{path}: trials must be grid or a number above 0, not {trials}")
-    fixed = [f"--{key}={value}" for key, value in content.get("set", {}).items()]
-    sweep = Sweep(path.stem, content["configs"], search, trials, [*fixed, *arguments])
-    for key, space in search.items():  # an unknown key fails now, not in every trial
-        values = space if isinstance(space, list) else [space["low"], space["high"]]
-        for value in values:
-            parse(["fit", *sweep.fit_arguments({key: value})])
-    return sweep
 
-
-def run_sweep(path: Path, arguments: Sequence[str], storage: str | None = None) -> None:
-    """Run trials until none is left, then show them and test the winner once.
-
-    Args:
-        path: the sweep's YAML.
-        arguments: more arguments of ``fit``, for every trial.
-        storage: URL of the study's database; a SQLite file in the sweep's folder by default.
-
-    Raises:
-        UserError: if the sweep cannot start, or every trial failed.
-    """
-    sweep = read_sweep(path, arguments)
-    config = parse(["fit", *sweep.fit_arguments({})])
-    sweep = replace(sweep, root=Path(config.trainer.default_root_dir))
-    monitor, mode = config.checkpoint.monitor, config.checkpoint.mode
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sweep.folder.mkdir(parents=True, exist_ok=True)
-    with sweep.lock_queue():  # one process fills the queue
-        study = optuna.create_study(
-            study_name=sweep.name,
-            storage=storage or f"sqlite:///{sweep.folder / 'study.db'}",
-            sampler=optuna.samplers.TPESampler(),
-            direction="minimize" if mode == "min" else "maximize",
-            load_if_exists=True,
-        )
-        if sweep.trials == "grid" and not study.trials:
-            for values in sweep.grid():
-                study.enqueue_trial(values, user_attrs={"queued": True})
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as at Ctrl-C
-    try:
-        while work := find_work(study, sweep):
-            if work == "take":
-                run_trial(study, sweep, monitor, mode)
-            else:
-                time.sleep(1)
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    with sweep.lock_queue():  # one tests the winner
-        if not study.get_trials(states=(TrialState.RUNNING,)):
-            report(study, sweep, monitor)
-
-
-def find_work(study: optuna.Study, sweep: Sweep) -> Literal["take", "wait"] | None:
-    """Return whether to take a trial, or to wait for those that others on this machine work on.
-
-    A trial whose processes are dead waits in the queue again. Where only the sweep's process was
-    killed, its fit goes on, and the trial is taken up when that has ended.
-    """
-    others = False
-    with sweep.lock_queue():
-        for trial in running_here(study):
-            lock_file = sweep.lock_trial(trial.params)
-            if lock_file is None:
-                others = True
-                continue
-            with lock_file:
-                # Its process may have ended well since the study was asked.
-                if trial.number in [still.number for still in running_here(study)]:
-                    give_back(study, trial.number, trial.params)
-    begun = study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.FAIL))
-    open_ended = isinstance(sweep.trials, int) and len(begun) < sweep.trials
-    if open_ended or study.get_trials(states=(TrialState.WAITING,)):
-        return "take"
-    return "wait" if others else None
-
-
-def running_here(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that processes of this machine took and have not ended."""
-    running = study.get_trials(states=(TrialState.RUNNING,))
-    return [trial for trial in running if trial.user_attrs.get("host") == HOST]
-
-
-def give_back(study: optuna.Study, number: int, values: dict[str, Any]) -> None:
-    """Let a trial that was cut short wait again, under another number."""
-    study.tell(number, state=TrialState.PRUNED)
-    study.enqueue_trial(values, user_attrs={"queued": True})
-
-
-def run_trial(study: optuna.Study, sweep: Sweep, monitor: str, mode: str) -> None:
-    """Take a trial, fit it in a process of its own and tell the study the best validation score."""
-    with sweep.lock_queue():
-        trial = study.ask()
-        if sweep.trials == "grid" and "queued" not in trial.user_attrs:
-            study.tell(trial, state=TrialState.PRUNED)  # another process took the last one
-            return
-        values = sweep.suggest(trial)
-        working = sweep.lock_trial(values)
-        if working is None:  # the search has drawn the same values twice
-            study.tell(trial, state=TrialState.PRUNED)
-            return
-        trial.set_user_attr("host", HOST)
-    with working:
-        fit_trial(study, sweep, trial, values, working, monitor, mode)
-
-
-def fit_trial(
-    study: optuna.Study,
-    sweep: Sweep,
-    trial: optuna.Trial,
-    values: dict[str, Any],
-    working: IO[str],
-    monitor: str,
-    mode: str,
-) -> None:
-    """Fit a trial's run and tell the study its best validation score, or why there is none."""
-    run = RunDirectory(sweep.root / sweep.experiment(values))
-    arguments = sweep.fit_arguments(values)
-    if (run.checkpoints / "last.ckpt").exists():
-        arguments.append("--ckpt_path=last")
-    Console().print(f"trial {trial.number}: {run.path}")
-    log = run.path.with_suffix(run.path.suffix + ".log")
-    with log.open("a", encoding="utf-8") as output:
-        # A session of its own: Ctrl-C reaches this process, which stops the other one gently.
-        fit = subprocess.Popen(
-            [sys.executable, str(CLI), "fit", *arguments],
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=(working.fileno(),),  # locked as long as one of the two lives
-        )
+    def __init__(self, path: Path, others: Sequence[str]) -> None:
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_argument("--configs", type=list[str], required=True)
+        parser.add_argument("--search", type=dict[str, list[Any] | dict[str, Any]], required=True)
+        parser.add_argument("--trials", type=PositiveInt | Literal["grid"], required=True)
+        parser.add_argument("--set", type=dict[str, Any], default={})
+        parser.add_argument("--pruning", type=Literal["median"] | None)
         try:
-            status = fit.wait()
-        except BaseException:
-            fit.terminate()  # it saves a checkpoint
-            fit.wait()
-            give_back(study, trial.number, values)
+            self.yaml, self.others = parser.parse_path(str(path)), others
+            for key, space in self.yaml.search.items():
+                values = space if isinstance(space, list) else [space.get("low"), space.get("high")]
+                if not values or (self.yaml.trials == "grid" and values is not space):
+                    raise ValueError(f"{key} needs a list of values")
+                self.suggest(optuna.trial.FixedTrial({key: values[0]}), key)
+                for value in values:
+                    parse(["fit", *self.arguments({key: value})])
+        except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: {shorten(str(error))}") from error
+        config = parse(["fit", *self.arguments({})])
+        self.monitor, self.mode = config.checkpoint.monitor, config.checkpoint.mode
+        self.folder = Path(config.trainer.default_root_dir) / path.stem
+
+    def arguments(self, values: dict[str, Any]) -> list[str]:
+        """Return the arguments of fit and test for these values."""
+        configs = [f"--config={config}" for config in self.yaml.configs]
+        fixed, chosen = (
+            [f"--{k}={v}" for k, v in part.items()] for part in (self.yaml.set, values)
+        )
+        return [*configs, *fixed, *self.others, *chosen]
+
+    def suggest(self, trial: optuna.trial.BaseTrial, key: str) -> Any:
+        """Return the trial's value of a key; draw it unless it is fixed."""
+        space = self.yaml.search[key]
+        if isinstance(space, list):
+            return trial.suggest_categorical(key, space)
+        whole = all(isinstance(space.get(bound), int) for bound in ("low", "high"))
+        return (trial.suggest_int if whole else trial.suggest_float)(key, **space)
+
+    def open_study(self, url: str | None) -> None:
+        """Create or load the study; let a trial wait for each run that has none."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        search, count = self.yaml.search, self.yaml.trials
+        self.has_heartbeats, self.retry = bool(url), RetryHeartbeatStaleTrialCallback()
+        try:
+            self.study = optuna.create_study(
+                storage=RDBStorage(
+                    url,
+                    heartbeat_interval=HEARTBEAT,
+                    grace_period=GRACE_PERIOD,
+                    heartbeat_stale_trial_callback=self.retry,
+                )
+                if url
+                else JournalStorage(JournalFileBackend(str(self.folder / "journal.log"))),
+                pruner=MedianPruner(n_startup_trials=3) if self.yaml.pruning else NopPruner(),
+                study_name=self.folder.name,
+                direction="minimize" if self.mode == "min" else "maximize",
+                load_if_exists=True,
+            )
+        except Exception as error:  # each database's driver has exceptions of its own
+            raise UserError(f"cannot open the study: {' '.join(str(error).split())}") from error
+        if self.study.user_attrs.get("search", search) != search:
+            raise UserError(f"{self.folder} has other values: rename the YAML or delete the folder")
+        self.study.set_user_attr("search", search)
+        queue = [()] * count if count != "grid" else itertools.product(*search.values())
+        known = self.trials()
+        for run, values in enumerate(queue):
+            if run not in known:  # TPE draws the values that are not given here
+                given = dict(zip(search, values, strict=False))
+                self.study.enqueue_trial(given, user_attrs={"run": run})
+
+    def trials(self) -> dict[int, FrozenTrial]:
+        """Return number of the run → its latest trial."""
+        return {t.user_attrs["run"]: t for t in self.study.trials if "run" in t.user_attrs}
+
+    def work(self) -> None:
+        """Run trials until each run has ended, here or in another process."""
+
+        def interrupt(number: int, _: object) -> None:
+            raise KeyboardInterrupt(number)
+
+        handlers = {number: signal(number, interrupt) for number in (SIGINT, SIGTERM)}
+        try:
+            while left := {t.state for t in self.trials().values() if not t.state.is_finished()}:
+                self.retry_dead()
+                if TrialState.WAITING in left:
+                    with ExitStack() as self.locks:  # held until the study has the score
+                        self.study.optimize(self.fit, n_trials=1)
+                else:
+                    time.sleep(POLL)
+        except KeyboardInterrupt as stop:
+            sys.exit(128 + stop.args[0])
+        finally:
+            for number, handler in handlers.items():
+                signal(number, handler)
+
+    def retry_dead(self) -> None:
+        """Let the trials of dead processes wait again.
+
+        A database has heartbeats. Optuna's journal has none: there, a trial is dead if nothing
+        locks its run.
+        """
+        optuna.storages.fail_stale_trials(self.study)
+        for run, trial in {}.items() if self.has_heartbeats else self.trials().items():
+            began = trial.datetime_start.timestamp() if trial.datetime_start else math.inf
+            if trial.state == TrialState.RUNNING and time.time() - began > LOCK_DELAY:
+                with suppress(BlockingIOError), lock(self.folder / f"{run:02d}.lock", wait=False):
+                    if self.study.trials[trial.number].state == TrialState.RUNNING:
+                        self.retry(self.study, trial)
+                        self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def run(self, trial: optuna.Trial | FrozenTrial) -> RunDirectory:
+        """Return the run directory, named by the run's number and values."""
+        leaves = [f"{key.rpartition('.')[2]}={trial.params[key]}" for key in self.yaml.search]
+        name = ",".join([f"{trial.user_attrs['run']:02d}", *leaves])
+        return RunDirectory(self.folder / name.replace(" ", "").replace("/", "_"))
+
+    def command(self, stage: str, trial: optuna.Trial | FrozenTrial) -> list[str]:
+        """Return the command line of a stage."""
+        name = f"--experiment={self.folder.name}/{self.run(trial).path.name}"
+        return [sys.executable, CLI, stage, *self.arguments(trial.params), name]
+
+    def fit(self, trial: optuna.Trial) -> float:
+        """Return the best score of a trial's run, or nan, Optuna's failure, if fit failed."""
+        number = trial.user_attrs.get("run")
+        if number is None:  # another process took the last trial that waited
+            return math.nan
+        # The same history gives the same draw, whichever process makes it.
+        self.study.sampler = TPESampler(seed=SEED + number)
+        try:
+            for key in self.yaml.search:
+                self.suggest(trial, key)
+            # A fit that outlived its sweep's process still has the lock.
+            locked = self.locks.enter_context(lock(self.folder / f"{number:02d}.lock", wait=True))
+            return self.follow_fit(trial, locked)
+        except (KeyboardInterrupt, OSError, RuntimeError):
+            self.retry(self.study, self.study.trials[trial.number])
             raise
-    curve = read_curves(run.metrics).get(monitor) if run.metrics.exists() else None
-    if status or not curve:
-        lines = log.read_text(encoding="utf-8").strip().splitlines()
-        trial.set_user_attr("error", lines[-1] if lines else f"exit status {status}")
-        study.tell(trial, state=TrialState.FAIL)
-    else:
-        study.tell(trial, (min if mode == "min" else max)(curve.values()))
 
+    def follow_fit(self, trial: optuna.Trial, locked: IO[str]) -> float:
+        """Fit a run in a process that inherits its lock; report the score of each epoch.
 
-def report(study: optuna.Study, sweep: Sweep, monitor: str) -> None:
-    """Print and write the table of all trials, draw their curves, test the winner if it is not yet.
+        Raises:
+            TrialPruned: if the trial is worse than the median of the finished ones.
+        """
+        run, command = self.run(trial), self.command("fit", trial)
+        if (run.checkpoints / "last.ckpt").exists():
+            command.append("--ckpt_path=last")
+        Console().print(f"trial {trial.number}: {run.path}")
+        log = Path(f"{run.path}.log")
+        with log.open("a", encoding="utf-8") as out:
+            # In a session of its own: Ctrl-C reaches this process only, which sends SIGTERM.
+            fit = subprocess.Popen(
+                command, stdout=out, stderr=out, start_new_session=True, pass_fds=[locked.fileno()]
+            )
+        status, reported = None, -1
+        try:
+            while status is None:
+                with suppress(subprocess.TimeoutExpired):
+                    status = fit.wait(POLL)
+                curve = read_curves(run.metrics).get(self.monitor, {})
+                for reported in sorted(epoch for epoch in curve if epoch > reported):
+                    trial.report(curve[reported], reported)
+                if status is None and trial.should_prune():
+                    raise optuna.TrialPruned
+        finally:
+            fit.terminate()  # it saves last.ckpt, unless it has ended
+            fit.wait()
+        if status or not curve:
+            lines = log.read_text(encoding="utf-8").strip().splitlines()
+            trial.set_user_attr("error", [f"exit status {status}", *lines][-1])
+            return math.nan
+        return (min if self.mode == "min" else max)(curve.values())
 
-    Raises:
-        UserError: if every trial failed.
-    """
-    finished = [t for t in study.trials if t.state == TrialState.COMPLETE]
-    failed = [t for t in study.trials if t.state == TrialState.FAIL]
-    if not finished:
-        raise UserError(
-            f"every trial of {sweep.name} failed, the last with: "
-            f"{failed[-1].user_attrs.get('error', 'no message') if failed else 'no trial'}"
-        )
-    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
-    finished.sort(key=lambda trial: sign * (trial.value or 0.0))
-    winner = sweep.suggest(study.best_trial)  # type: ignore[arg-type]
-    run = RunDirectory(sweep.root / sweep.experiment(winner))
-    if not run.test_metrics.exists():
-        Console().print(f"testing the winner by validation, {run.path}")
-        subprocess.run(
-            [sys.executable, str(CLI), "test", *sweep.fit_arguments(winner)],
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-    tested = read_run(run.path)
-    keys = list(sweep.search)
-    paths = [sweep.root / sweep.experiment(trial.params) for trial in finished]
-    curves = {path.name: read_curves(path / "metrics.csv") for path in paths}
-    headings = [key.rpartition(".")[2] for key in keys]
-    headings += [f"{monitor}, best", f"{monitor}, last", "train/loss, last", "seconds", "state"]
-    rows = []
-    for trial, run_curves in zip(finished, curves.values(), strict=True):
-        last = [list(run_curves[name].values())[-1] for name in (monitor, "train/loss")]
-        seconds = sum(run_curves["time/epoch"].values())
-        figures = [*(f"{value:.4f}" for value in (trial.value, *last)), f"{seconds:.1f}"]
-        rows.append([*(str(trial.params[key]) for key in keys), *figures, "finished"])
-    rows += [
-        [
-            *(str(trial.params.get(key, "")) for key in keys),
-            *[""] * 4,
-            trial.user_attrs.get("error", "failed"),
-        ]
-        for trial in failed
-    ]
-    table = Table(*headings, title=f"{sweep.name}, {sweep.folder / 'study.db'}")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(tested.test.items()))
-    Console().print(f"winner by validation: {run.path.name}: {scores}")
-    lines = [headings, ["---"] * len(headings), *rows]
-    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-    text += f"\nWinner by validation: `{run.path.name}`: {scores}\n"
-    (sweep.folder / "sweep.md").write_text(text, encoding="utf-8")
-    draw_curves(curves, sweep.folder / "curves.png")
+    def report(self, turn: IO[str]) -> None:
+        """Test the winner while ``turn`` is locked; write the table and the curves."""
+        sign, done = 1 if self.mode == "min" else -1, TrialState.COMPLETE
+        trials = list(self.trials().values())
+        trials.sort(key=lambda trial: (trial.state != done, sign * (trial.value or 0.0)))
+        errors = {trial.number: trial.user_attrs.get("error", "") for trial in trials}
+        if trials[0].state != done:
+            raise UserError(f"every trial of {self.folder.name} failed: {errors[trials[0].number]}")
+        winner = self.run(trials[0])
+        if not winner.test_metrics.exists():
+            Console().print(f"testing the winner by validation, {winner.path}")
+            command = self.command("test", trials[0])
+            if subprocess.call(command, stdout=subprocess.DEVNULL, pass_fds=[turn.fileno()]):
+                raise UserError(f"the test of {winner.path} failed, see above")
+        rows, curves = [], {}
+        for trial in trials:
+            path = self.run(trial).path
+            curve = read_curves(path / "metrics.csv")
+            last = {name: [*values.values()][-1] for name, values in curve.items()}
+            figures = [trial.value, last.get(self.monitor), last.get("train/loss")]
+            figures.append(sum(curve.get("time/epoch", {}).values()))
+            cells = [f"{figure:.4g}" if figure is not None else "–" for figure in figures]
+            values = [str(trial.params[key]) for key in self.yaml.search]
+            rows.append([*values, *cells, errors[trial.number] or trial.state.name.lower()])
+            if self.monitor in curve:
+                curves[path.name] = curve
+        headings = [key.rpartition(".")[2] for key in self.yaml.search]
+        headings += [f"{self.monitor}, best", f"{self.monitor}, last", "train/loss, last"]
+        test = json.loads(winner.test_metrics.read_text(encoding="utf-8"))["metrics"]
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(test.items()))
+        note = f"Winner by validation: {winner.path.name}: {scores}"
+        write_table([*headings, "seconds", "state"], rows, self.folder / "sweep.md", note)
+        draw_curves(curves, self.folder / "curves.png")

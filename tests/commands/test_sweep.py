@@ -1,151 +1,222 @@
+import contextlib
 import csv
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import torch
+import yaml
+from optuna.trial import FrozenTrial, TrialState
 
 import cli
+from commands.sweep import Sweep
 from tests.conftest import CONFIGS, ROOT
 
-SWEEP = """
-configs: [{config}]
-set: {{trainer.max_epochs: 1, trainer.enable_progress_bar: false, data.init_args.file: {file}}}
-search:
-  optimizer.init_args.lr: [{values}]
-trials: {trials}
-"""
+LR = "optimizer.init_args.lr"
+RESUMED = "Restored all states from the checkpoint"
 
 
-def write_sweep(folder: Path, retinas: Path, values: str, trials: str = "grid") -> list[str]:
-    config = CONFIGS / "octmnist_logistic_regression.yaml"
-    text = SWEEP.format(config=config, file=retinas, values=values, trials=trials)
-    (folder / "rates.yaml").write_text(text)
+def write_sweep(folder: Path, retinas: Path, rates: Any, epochs: int = 1, **more: Any) -> list[str]:
+    """Write a sweep of learning rates; return the command line that runs it in ``folder``."""
+    fixed = {
+        "trainer.max_epochs": epochs,
+        "trainer.enable_progress_bar": False,
+        "data.init_args.file": str(retinas),
+    }
+    content = {
+        "configs": [str(CONFIGS / "octmnist_logistic_regression.yaml")],
+        "set": fixed,
+        "search": {LR: rates},
+        "trials": "grid",
+        **more,
+    }
+    (folder / "rates.yaml").write_text(yaml.safe_dump(content))
     root = f"--trainer.default_root_dir={folder / 'runs'}"
     return ["sweep", "--config", str(folder / "rates.yaml"), root]
 
 
-def wait_for(folder: Path, pattern: str) -> None:
+def start(args: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "cli.py", *args], cwd=ROOT, env=environment)
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + 120
-    while not list(folder.glob(pattern)):
-        assert time.monotonic() < deadline, f"no {pattern}"
+    while not condition():
+        assert time.monotonic() < deadline, "waited for two minutes"
         time.sleep(0.1)
 
 
-def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    storage = f"sqlite:///{folder / 'runs' / 'rates' / 'study.db'}"
+def trials_of(folder: Path) -> list[FrozenTrial]:
+    journal = optuna.storages.journal.JournalFileBackend(
+        str(folder / "runs" / "rates" / "journal.log")
+    )
+    storage = optuna.storages.JournalStorage(journal)
     return optuna.load_study(study_name="rates", storage=storage).trials
+
+
+def rates(trials: list[FrozenTrial], state: TrialState) -> list[float]:
+    return sorted(trial.params[LR] for trial in trials if trial.state == state)
 
 
 def test_two_processes_share_a_grid_and_a_failed_trial_is_only_recorded(
     retinas: Path, tmp_path: Path
 ) -> None:
     # A negative learning rate is refused by the optimizer.
-    command = [sys.executable, "cli.py", *write_sweep(tmp_path, retinas, "0.1, 0.01, -1.0, 0.001")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(2)]
+    command = write_sweep(tmp_path, retinas, [0.1, -1.0, 0.01])
+    both = [start(command) for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
-    states = optuna.trial.TrialState
-    taken = [trial for trial in trials_of(tmp_path) if trial.state != states.PRUNED]
-    assert sorted(trial.params["optimizer.init_args.lr"] for trial in taken) == [
-        -1,
-        0.001,
-        0.01,
-        0.1,
-    ]
-    assert {trial.params["optimizer.init_args.lr"]: trial.state for trial in taken}[
-        -1
-    ] == states.FAIL
-    assert sum(trial.state == states.COMPLETE for trial in taken) == 3
+    trials = trials_of(tmp_path)
+    assert rates(trials, TrialState.COMPLETE) == [0.01, 0.1]
+    assert [t.params[LR] for t in trials if "error" in t.user_attrs] == [-1.0]
     folder = tmp_path / "runs" / "rates"
     table = (folder / "sweep.md").read_text(encoding="utf-8")
     assert "Invalid learning rate: -1.0" in table
     assert (folder / "curves.png").exists()
     # Only the winner was tested, and it won on validation.
-    tested = list(folder.glob("*/test_metrics.json"))
-    best = max((t for t in taken if t.value is not None), key=lambda t: t.value or 0)
-    assert [path.parent.name for path in tested] == [f"lr={best.params['optimizer.init_args.lr']}"]
-    accuracy = json.loads(tested[0].read_text())["metrics"]["test/accuracy"]
+    (tested,) = folder.glob("*/test_metrics.json")
+    best = max((t for t in trials if t.value is not None), key=lambda t: t.value or 0)
+    assert tested.parent.name.endswith(f"lr={best.params[LR]}")
+    accuracy = json.loads(tested.read_text())["metrics"]["test/accuracy"]
     assert f"test/accuracy {accuracy:.4f}" in table
     # Once more: nothing is left to do.
-    before = len(trials_of(tmp_path))
-    cli.main(command[2:])
-    assert len(trials_of(tmp_path)) == before
+    written = tested.stat().st_mtime_ns
+    cli.main(command)
+    assert tested.stat().st_mtime_ns == written
+    assert len(trials_of(tmp_path)) == len(trials)
+    # Another search does not mix with this one.
+    with pytest.raises(SystemExit, match="has other values"):
+        cli.main(write_sweep(tmp_path, retinas, [0.1, 0.2]))
+
+
+def test_pruning_stops_a_bad_trial_early(retinas: Path, tmp_path: Path) -> None:
+    good, epochs = [0.01, 0.02, 0.03], 150
+    command = write_sweep(tmp_path, retinas, [*good, 1e-12], epochs, pruning="median")
+    cli.main(command)
+    trials = trials_of(tmp_path)
+    assert rates(trials, TrialState.COMPLETE) == good
+    assert rates(trials, TrialState.PRUNED) == [1e-12]
+    assert [len(t.intermediate_values) for t in trials[:3]] == [epochs] * 3
+    assert 0 < len(trials[3].intermediate_values) < epochs
+    table = (tmp_path / "runs" / "rates" / "sweep.md").read_text(encoding="utf-8")
+    assert table.count("| pruned |") == 1
 
 
 @pytest.mark.parametrize(
-    ("values", "trials", "extra", "message"),
+    ("change", "message"),
     [
-        ("0.1", "grid", ["--optimizer.init_args.lrr=3"], "lrr"),
-        ("many", "grid", [], "many"),
-        ("", "grid", [], "needs a list of values"),
-        ("0.1", "some", [], "trials must be grid or a number above 0, not some"),
+        ({"search": {LR: ["many"]}}, "many"),
+        ({"search": {LR: []}}, "lr needs a list of values"),
+        ({"search": {LR: {"low": 0.1, "high": 1.0}}}, "lr needs a list of values"),
+        ({"search": {LR: {"low": 1.0, "high": 0.1}}, "trials": 3}, "low"),
+        ({"search": {LR: {"low": 1.0}}, "trials": 3}, "high"),
+        ({"search": {"optimizer.init_args.rate": [1]}}, "Option 'rate' is not accepted"),
+        ({"search": [0.1]}, "search"),
+        ({"trials": "some"}, "trials.*some"),
+        ({"trials": 0}, "trials.*0"),
+        ({"pruning": "mean"}, "pruning.*mean"),
+        ({"prunning": "median"}, "prunning"),
+        ({"configs": ["missing.yaml"]}, "missing.yaml"),
     ],
 )
 def test_a_sweep_that_cannot_run_is_refused_before_its_first_trial(
-    values: str, trials: str, extra: list[str], message: str, retinas: Path, tmp_path: Path
+    change: dict[str, Any], message: str, retinas: Path, tmp_path: Path
 ) -> None:
-    args = write_sweep(tmp_path, retinas, values, trials)
-    with pytest.raises(SystemExit, match=message):
-        cli.main([*args, *extra])
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as stopped:
+        cli.main(write_sweep(tmp_path, retinas, [0.1], **change))
+    assert "\n" not in str(stopped.value.code)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_key_that_does_not_exist_is_named(retinas: Path, tmp_path: Path) -> None:
-    args = write_sweep(tmp_path, retinas, "0.1")
-    text = (tmp_path / "rates.yaml").read_text()
-    (tmp_path / "rates.yaml").write_text(text.replace("init_args.lr:", "init_args.rate:"))
-    with pytest.raises(SystemExit, match="Option 'rate' is not accepted"):
-        cli.main(args)
+def test_what_cannot_be_read_is_refused_in_one_line(retinas: Path, tmp_path: Path) -> None:
+    command = write_sweep(tmp_path, retinas, [0.1])
+    (tmp_path / "rates.yaml").write_text("configs: [")
+    for extra, message in (([], "rates.yaml"), (["--config", "missing.yaml"], "missing.yaml")):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}") as stopped:
+            cli.main([*command, *extra])
+        assert "\n" not in str(stopped.value.code)
+    command = write_sweep(tmp_path, retinas, [0.1])
+    for url in ("nonsense", "postgresql+nodriver://127.0.0.1/sweeps"):
+        with pytest.raises(SystemExit, match="error: cannot open the study") as stopped:
+            cli.main([*command, "--storage", url])
+        assert "\n" not in str(stopped.value.code)
 
 
-def test_every_sweep_of_the_suite_searches_keys_that_exist() -> None:
-    from commands.sweep import read_sweep
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_sweep_of_the_suite_searches_keys_that_exist(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    Sweep(path, [])
 
-    sweeps = sorted((CONFIGS / "sweeps").glob("*.yaml"))
-    assert len(sweeps) == 6
-    os.chdir(ROOT)
-    counts = {path.stem: len(read_sweep(path, []).search) for path in sweeps}
-    assert counts["octmnist_mlp_search"] == 4
+
+def test_draws_depend_on_the_run_and_not_on_the_process(
+    retinas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = {"low": 0.001, "high": 0.1, "log": True}
+    write_sweep(tmp_path, retinas, bounds, trials=14)  # TPE begins after ten random draws
+    monkeypatch.setattr(Sweep, "follow_fit", lambda self, trial, locked: trial.params[LR])
+    drawn = []
+    for processes in (1, 3):
+        sweeps = [Sweep(tmp_path / "rates.yaml", []) for _ in range(processes)]
+        for sweep in sweeps:
+            sweep.folder = tmp_path / f"by {processes}"
+            sweep.folder.mkdir(exist_ok=True)
+            sweep.open_study(None)
+        for sweep in itertools.islice(itertools.cycle(sweeps), 14):
+            with contextlib.ExitStack() as sweep.locks:
+                sweep.study.optimize(sweep.fit, n_trials=1)
+        drawn.append([trial.params[LR] for trial in sweeps[0].study.trials])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 14
 
 
 @pytest.mark.slow
 def test_a_killed_sweeps_fit_goes_on_and_is_not_run_twice(retinas: Path, tmp_path: Path) -> None:
-    args = write_sweep(tmp_path, retinas, "0.01, 0.1")
-    args += ["--trainer.max_epochs=40"]
-    process = subprocess.Popen([sys.executable, "cli.py", *args], cwd=ROOT)
+    epochs = 1000
+    args = write_sweep(tmp_path, retinas, [0.01, 0.1], epochs)
+    process = start(args)
     runs = tmp_path / "runs" / "rates"
-    wait_for(runs, "*/checkpoints/best.ckpt")
+    wait_until(lambda: list(runs.glob("*/checkpoints/best.ckpt")))
     process.kill()
-    process.wait()
-    cli.main(args)  # beside the orphan
-    done = [trial for trial in trials_of(tmp_path) if trial.value is not None]
-    assert sorted(trial.params["optimizer.init_args.lr"] for trial in done) == [0.01, 0.1]
-    for run in runs.glob("lr=*/"):
+    process.wait(timeout=60)
+    assert start(args).wait(timeout=600) == 0  # beside the orphan
+    trials = trials_of(tmp_path)
+    assert rates(trials, TrialState.COMPLETE) == [0.01, 0.1]
+    assert [trial.state for trial in trials].count(TrialState.FAIL) == 1  # the killed one
+    for run in runs.glob("*,lr=*/"):
         with (run / "metrics.csv").open(newline="") as file:
-            epochs = [int(row["epoch"]) for row in csv.DictReader(file) if row["train/loss"]]
-        assert epochs == list(range(40))  # each once: no two processes wrote it
+            trained = [int(row["epoch"]) for row in csv.DictReader(file) if row["train/loss"]]
+        assert trained == list(range(epochs))  # each once: no two processes wrote it
     assert (runs / "sweep.md").exists()
 
 
 def test_an_interrupted_sweep_goes_on_and_its_run_resumes(retinas: Path, tmp_path: Path) -> None:
-    args = write_sweep(tmp_path, retinas, "0.01")
-    long = [*args, "--trainer.max_epochs=100000"]
-    process = subprocess.Popen([sys.executable, "cli.py", *long], cwd=ROOT)
+    args = write_sweep(tmp_path, retinas, [0.01], 100_000)
     runs = tmp_path / "runs" / "rates"
-    wait_for(runs, "*/checkpoints/best.ckpt")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    (last,) = runs.glob("*/checkpoints/last.ckpt")
+    log, last = runs / "00,lr=0.01.log", runs / "00,lr=0.01" / "checkpoints" / "last.ckpt"
+    steps = []
+    for resumed, number in enumerate((signal.SIGINT, signal.SIGTERM)):
+        process = start(args)
+        wait_until(last.exists)
+        wait_until(lambda: log.read_text().count(RESUMED) == resumed)  # noqa: B023
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+        steps.append(torch.load(last, weights_only=True)["global_step"])
+    assert steps[0] < steps[1]
     epoch = torch.load(last, weights_only=True)["epoch"]
     cli.main([*args, f"--trainer.max_epochs={epoch + 2}"])
-    done = [trial for trial in trials_of(tmp_path) if trial.value is not None]
-    assert sorted(trial.params["optimizer.init_args.lr"] for trial in done) == [0.01]
-    log = last.parent.parent.with_suffix(last.parent.parent.suffix + ".log").read_text()
-    assert "Restored all states from the checkpoint" in log
+    assert [trial.state for trial in trials_of(tmp_path)] == [
+        *[TrialState.FAIL] * 2,
+        TrialState.COMPLETE,
+    ]
+    assert log.read_text().count(RESUMED) == 2
