@@ -1,6 +1,5 @@
 """``compare``: runs side by side, as a table and as curves; reads nothing but run directories."""
 
-import csv
 import json
 import math
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from engine import RunDirectory
+from engine import RunDirectory, read_rows
 from errors import UserError
 
 Curves = dict[str, dict[int, float]]
@@ -74,19 +73,11 @@ def read_run(path: Path) -> Run:
 
 
 def read_curves(path: Path) -> Curves:
-    """Read ``metrics.csv``: metric → epoch → value, the last of each epoch.
-
-    The file may be missing yet, or end in a line that is being written.
-    """
+    """Read ``metrics.csv``: metric → epoch → value, the last of each epoch."""
     curves: Curves = {}
-    if not path.exists():
-        return curves
-    with path.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(line for line in lines if line.endswith("\n")):
-            for name, value in row.items():
-                if value and name not in ("epoch", "step"):
-                    # Only what is logged before the loop starts has no epoch.
-                    curves.setdefault(name, {})[int(row.get("epoch") or 0)] = float(value)
+    for row in read_rows(path):
+        for name in row.keys() - {"epoch", "step"}:
+            curves.setdefault(name, {})[int(row.get("epoch", 0))] = float(row[name])
     return curves
 
 

@@ -84,8 +84,12 @@ class MetricsCSV(Logger):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a ``metrics.csv``, each without its empty cells; none without a file."""
+    """Return the rows of a ``metrics.csv``, each without its empty cells.
+
+    The file may not exist yet, or end in a line that is being written.
+    """
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        rows = csv.DictReader(line for line in file if line.endswith("\n"))
+        return [{k: v for k, v in row.items() if v} for row in rows]

@@ -1,4 +1,4 @@
-"""Callbacks that interrupt training as a scheduler or a fault would, and note its batches."""
+"""Callbacks that interrupt training as a scheduler or a fault would, and record its batches."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class Stream(Callback):
-    """Append each step's batch to a file: number of the step, indices of the examples.
+    """Append the batch of each step to a file: number of the step, indices of the examples.
 
     Args:
-        path: of the file; with several processes, each has its own, named by its number.
+        path: file to write; with several processes, each has its own, named by its rank.
     """
 
     def __init__(self, path: str) -> None:
@@ -29,14 +29,14 @@ class Stream(Callback):
 
 
 class StopAt(Callback):
-    """Send a signal to this process behind a step.
+    """Send a signal to this process after a step.
 
     Args:
-        batch: training batches finished when the signal comes.
-        validation_batch: number of the validation batch behind which it comes; None for behind the
+        batch: number of training batches finished when the signal comes.
+        validation_batch: number of the validation batch after which it comes; None for after the
             training batch.
-        signal_number: which.
-        rank: of several processes, the one that gets it.
+        signal_number: signal to send.
+        rank: rank of the process that gets it.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class StopAt(Callback):
 
 
 class FaultError(Exception):
-    """What `FailAt` raises."""
+    """Raised by `FailAt`."""
 
 
 class FailAt(Callback):
     """Raise an exception in a hook.
 
     Args:
-        hook: its name.
-        step: optimizer steps taken when it raises.
+        hook: name of the hook.
+        step: number of optimizer steps taken when it raises.
     """
 
     def __init__(self, hook: str, step: int) -> None:
@@ -96,11 +96,11 @@ class FailAt(Callback):
 
 
 class HangAt(Callback):
-    """Come to no end in the first batch.
+    """Hang in the first batch.
 
     Args:
-        file: file that is made when it hangs.
-        rank: of several processes, the one that hangs.
+        file: file that is created when it hangs.
+        rank: rank of the process that hangs.
     """
 
     def __init__(self, file: str, rank: int = 0) -> None:
@@ -116,10 +116,10 @@ class HangAt(Callback):
 
 
 class KeepEachLast(Callback):
-    """Behind each step copy ``last.ckpt``, as a kill there would leave it.
+    """Copy ``last.ckpt`` after each step, as a kill there would leave it.
 
     Args:
-        folder: of the copies, ``<steps taken>.ckpt``.
+        folder: folder of the copies, ``<steps taken>.ckpt``.
     """
 
     def __init__(self, folder: str) -> None:
@@ -135,7 +135,7 @@ class KeepEachLast(Callback):
 
 
 class Payload:
-    """Unpickling it creates a file."""
+    """Object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

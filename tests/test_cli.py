@@ -1,11 +1,7 @@
 """The command line: run directories, checkpoints, interruptions, bad input."""
 
-import csv
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,17 +10,14 @@ import torch
 import yaml
 
 import cli
+from engine import read_rows
 from tests.conftest import CONFIGS, LETTERS, ROOT, write_corpus
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def column(run: Path, name: str) -> dict[int, float]:
     """Step → value of one metric; fails if a step was logged twice."""
-    found = [(int(row["step"]), float(row[name])) for row in rows(run) if row.get(name)]
+    rows = read_rows(run / "metrics.csv")
+    found = [(int(row["step"]), float(row[name])) for row in rows if name in row]
     assert len(found) == len(dict(found)), f"{name}: a step is logged twice"
     return dict(found)
 
@@ -120,89 +113,6 @@ def test_the_learning_rate_follows_the_steps_of_the_whole_training_over_a_resume
     progress = [step / 11 for step in range(12)]
     heights = [p / 0.15 if p < 0.15 else (1 - p) / 0.85 for p in progress]
     assert list(rates.values()) == pytest.approx([3e-3 * (0.01 + 0.99 * h) for h in heights])
-
-
-def start(args: list[str], runs: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "cli.py", "fit", *args]
-    command += ["--trainer.default_root_dir", str(runs), "--experiment", "run"]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-
-
-@pytest.mark.parametrize(
-    ("how", "devices"),
-    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)],
-    ids=["SIGTERM", "SIGINT", "SIGTERM, two processes"],
-)
-def test_an_interrupted_run_goes_on_in_its_directory(
-    how: signal.Signals,
-    devices: int,
-    small: list[str],
-    tmp_path: Path,
-    run_cli: Callable[..., Path],
-) -> None:
-    small = [*small, "--lr_scheduler.init_args.total_steps=100000"]
-    if devices > 1:
-        small += [f"--trainer.devices={devices}", "--trainer.strategy=ddp"]
-        small += ["--trainer.accelerator=cpu", "--data.init_args.batch_size=4"]
-    else:
-        small += ["--data.init_args.num_workers=1"]
-    process = start([*small, "--trainer.max_epochs=100000"], tmp_path / "runs")
-    run = tmp_path / "runs" / "run"
-    best = run / "checkpoints" / "best.ckpt"
-    for _ in range(600):
-        if best.exists():
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)
-    if devices > 1:
-        process.send_signal(how)
-    else:
-        os.killpg(process.pid, how)  # loader workers too, as terminals and schedulers do
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + how, output
-    for noise in ("Traceback", "Tip:", "litlogger", "LeafSpec", "deprecated"):
-        assert noise not in output
-    last = run / "checkpoints" / "last.ckpt"
-    reached = torch.load(last, weights_only=True)
-    # The interrupted state is last, not best: best is of the end of an epoch.
-    steps = torch.load(best, weights_only=True)["global_step"]
-    assert steps % 3 == 0
-    assert steps <= reached["global_step"]
-    if devices > 1:
-        return  # how they resume: test_resume.py
-    epochs = reached["epoch"] + 2
-    run_cli("fit", *small, f"--trainer.max_epochs={epochs}", "--ckpt_path=last")
-    resumed = torch.load(last, weights_only=True)
-    assert resumed["global_step"] == 3 * epochs
-    assert list(column(run, "train/loss_step")) == list(range(3 * epochs))
-    assert len(column(run, "val/cer")) == epochs
-
-
-def test_ddp_scores_each_clip_once(
-    small: list[str], run_cli: Callable[..., Path], tmp_path: Path
-) -> None:
-    run = run_cli("fit", *small)
-    run_cli("test", *small, "--data.init_args.splits=[0.5,0.1]")
-    alone = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
-    transcripts = (run / "test_transcripts.csv").read_text()
-    assert len(transcripts.splitlines()) == 16
-    command = [sys.executable, "cli.py", "test", *small, "--data.init_args.splits=[0.5,0.1]"]
-    command += ["--trainer.default_root_dir", str(tmp_path / "runs"), "--experiment", "run"]
-    command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
-    subprocess.run(
-        command, cwd=ROOT, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    together = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
-    assert together == pytest.approx(alone, rel=1e-4)
-    assert (run / "test_transcripts.csv").read_text() == transcripts
 
 
 def test_predict_transcribes_files_without_a_corpus(

@@ -1,6 +1,5 @@
 """Every YAML in configs/ but the sweeps goes through fit, test and predict."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine import read_rows
 from tests.conftest import CONFIGS
 
 FAST = "debug/fast.yaml"
@@ -53,9 +53,8 @@ def check_fit_and_test(
     assert {"config.yaml", "metrics.csv", "checkpoints"} <= {path.name for path in run.iterdir()}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
-    with (run / "metrics.csv").open(newline="") as file:
-        logged = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    last = {key: value for row in logged for key, value in row.items()}
+    rows = read_rows(run / "metrics.csv")
+    last = {name: float(value) for row in rows for name, value in row.items()}
     assert {f"val/{score}" for score in scores} <= set(last)
     assert {f"train/{loss}" for loss in losses} <= set(last)
     config = (run / "config.yaml").read_text()

@@ -1,5 +1,6 @@
 """What hits a run from outside: faults in its data, its numbers, its memory; hostile files."""
 
+import errno
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -278,3 +279,58 @@ def test_hostile_files_get_one_line_and_no_memory(retinas: Path, tmp_path: Path)
         assert memory < 50, name
     assert not found
     assert not (tmp_path / "effect").exists()
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    small: list[str],
+    run_cli: Callable[..., Path],
+    fail_cli: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    total = ["--lr_scheduler.init_args.total_steps=6"]
+    run = run_cli("fit", *small, "--trainer.max_epochs=1", *total)
+    last = run / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    save = torch.save
+
+    def fill_up(checkpoint: Any, file: BinaryIO) -> None:
+        save(checkpoint, file)
+        file.truncate(1000)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", fill_up)
+    message = fail_cli("fit", *small, "--trainer.max_epochs=2", "--ckpt_path=last", *total)
+    assert "could not be written ([Errno 28] No space left on device)" in message
+    assert "the previous one is kept" in message
+    assert last.read_bytes() == before
+    assert {path.name for path in last.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
+    monkeypatch.undo()
+    run_cli("fit", *small, "--trainer.max_epochs=2", "--ckpt_path=last", *total)
+
+
+@pytest.mark.parametrize("stage", ["fit", "test", "predict"])
+def test_no_code_of_a_checkpoint_runs(
+    stage: str,
+    small: list[str],
+    run_cli: Callable[..., Path],
+    fail_cli: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = [*small, "--lr_scheduler.init_args.total_steps=6"]
+    run = run_cli("fit", *small, "--trainer.max_epochs=1")
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    effect = tmp_path / "effect"
+    torch.save({**state, "payload": Payload(effect)}, tmp_path / "pickled.ckpt")
+    message = fail_cli(stage, *small, f"--ckpt_path={tmp_path / 'pickled.ckpt'}")
+    assert "pickled.ckpt is not a whole checkpoint" in message
+    (tmp_path / "bystander.py").write_text(f"open({str(effect)!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    named = {"_class_path": "bystander.Model", "_instantiator": "bystander.build"}
+    torch.save({**state, "hyper_parameters": named}, tmp_path / "named.ckpt")
+    run_cli(stage, *small, "--trainer.max_epochs=2", f"--ckpt_path={tmp_path / 'named.ckpt'}")
+    assert not effect.exists()
+    assert "bystander" not in sys.modules

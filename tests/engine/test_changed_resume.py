@@ -1,0 +1,95 @@
+"""A run that is resumed with another configuration: what is followed, what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.experiments import (
+    QUIET,
+    arguments,
+    assert_equal,
+    curves,
+    final_state,
+    image_arguments,
+    stop_at,
+)
+
+
+def test_a_longer_training_continues_unless_its_schedule_would_jump(
+    small: list[str],
+    retinas: Path,
+    run_cli: Callable[..., Path],
+    fail_cli: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """With a constant learning rate two epochs and one more are three."""
+    constant = [a for a in arguments("cnn", small, retinas) if not a.startswith("--lr_scheduler")]
+    longer = "--trainer.max_epochs=3"
+    run = run_cli("fit", *constant, longer)
+    whole, logged = final_state(run), curves(run)
+    run.rename(tmp_path / "whole run")
+    run_cli("fit", *constant)
+    run_cli("fit", *constant, longer, "--ckpt_path=last")
+    assert_equal(final_state(run), whole)
+    assert curves(run) == logged
+    run.rename(tmp_path / "constant run")
+    scheduled = arguments("cnn", small, retinas)
+    run_cli("fit", *scheduled)
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    message = fail_cli("fit", *scheduled, longer, "--ckpt_path=last")
+    assert "schedule has total_steps 8, this configuration's 12" in message
+    assert "--lr_scheduler.init_args.total_steps=8" in message
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    follow = "--lr_scheduler.init_args.total_steps=8"
+    run_cli("fit", *scheduled, longer, follow, "--ckpt_path=last")
+    assert final_state(run)["global_step"] == 12
+    message = fail_cli("fit", *constant, "--trainer.max_epochs=4", "--ckpt_path=last")
+    assert "the run was trained with the learning-rate schedule WarmupLinearDecay" in message
+
+
+def test_a_longer_training_of_averaged_weights_is_a_long_one(
+    small: list[str], retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    experiment = [*arguments("best", small, retinas), "--lr_scheduler.init_args.total_steps=12"]
+    run = run_cli("fit", *experiment, "--trainer.max_epochs=2")
+    whole = final_state(run)
+    run.rename(tmp_path / "whole run")
+    run_cli("fit", *experiment, "--trainer.max_epochs=1")
+    run_cli("fit", *experiment, "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert_equal(final_state(run), whole)
+
+
+def test_resuming_with_other_batches_is_refused_and_harms_nothing(
+    retinas: Path, run_cli: Callable[..., Path], fail_cli: Callable[..., str], tmp_path: Path
+) -> None:
+    args = [*image_arguments("cnn", retinas, "--data.init_args.steps_per_execution=1"), *QUIET]
+    with pytest.raises(SystemExit):
+        run_cli("fit", *args, *stop_at(2))
+    last = tmp_path / "runs" / "run" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    for change in ("steps_per_execution=4", "batch_size=8", "max_images=59", "seed=1"):
+        message = fail_cli("fit", *args, f"--data.init_args.{change}", "--ckpt_path=last")
+        assert "the checkpoint's epochs have 4 batches, this configuration's " in message
+        assert last.read_bytes() == before
+
+
+def test_the_command_lines_optimizer_wins_over_the_checkpoints(
+    retinas: Path, small: list[str], run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Half the learning rate, over a schedule that is the same fraction of it as before."""
+    experiment = arguments("cnn", small, retinas)
+    run = run_cli("fit", *experiment)
+    rates = [float(row["lr-SGD"]) for row in curves(run) if "lr-SGD" in row]
+    peak = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    before = peak["optimizer_states"][0]["param_groups"][0]["initial_lr"]
+    run.rename(tmp_path / "whole run")
+    with pytest.raises(SystemExit):
+        run_cli("fit", *experiment, *stop_at(3))
+    new = [f"--optimizer.init_args.lr={before / 2}", "--optimizer.init_args.weight_decay=0.1"]
+    run_cli("fit", *experiment, *new, "--ckpt_path=last")
+    found = [float(row["lr-SGD"]) for row in curves(run) if "lr-SGD" in row]
+    assert found == pytest.approx(rates[:3] + [rate / 2 for rate in rates[3:]])
+    group = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert group["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.1

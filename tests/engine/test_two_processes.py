@@ -1,0 +1,110 @@
+"""Two processes train together: they share an epoch, stop and resume together, score as one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import cli
+from networks.scratch import MultiLayerPerceptron
+from tests.conftest import SAMPLE_RATE, write_corpus
+from tests.engine.experiments import (
+    arguments,
+    assert_equal,
+    curves,
+    final_state,
+    stop_at,
+    stream_to,
+)
+from tests.processes import run_together
+
+
+def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
+    small: list[str], retinas: Path, tmp_path: Path, fail_cli: Callable[..., str]
+) -> None:
+    """Either of them may be asked to stop."""
+    together = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+    together += [f"--trainer.default_root_dir={tmp_path}"]
+    commands = []
+    tasks = ("recognizer", "cnn, two steps at once", "best", "boolean", "scratch")
+    for task in tasks:
+        experiment = ["fit", *arguments(task, small, retinas), *together]
+        first = 3 if task == "best" else 1  # of the 2 to 8 batches
+        for name, stop in (
+            ("whole", []),
+            ("first stopped", stop_at(first, rank=0)),
+            ("second stopped", stop_at(first + 1, rank=1)),
+        ):
+            where = ["--experiment", f"{task} {name}", *stream_to(tmp_path / f"{task} {name}.txt")]
+            commands.append([*experiment, *where, *stop])
+            if stop:
+                commands.append([*experiment, *where, "--ckpt_path=last"])
+    scored = ("cnn, two steps at once", "boolean")
+    here = ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    tests = [
+        ["test", *arguments(task, small, retinas), *here, "--experiment", f"{task} whole"]
+        for task in scored
+    ]
+    shared = [[*test, "--trainer.strategy=ddp", "--trainer.devices=2"] for test in tests]
+    poisoned = write_corpus(tmp_path / "poisoned", 40)
+    silence = np.full(20_000, np.nan, np.float32)
+    soundfile.write(poisoned / "wavs" / "T-007.wav", silence, SAMPLE_RATE, subtype="FLOAT")
+    fails = ["fit", *arguments("recognizer", small, retinas), *together, "--experiment=poisoned"]
+    fails += [f"--data.init_args.root={poisoned}"]
+    statuses = run_together([*commands, *shared, fails], tmp_path)
+    assert set(statuses[1]) == {0}  # the first process reports what stops both
+    message = statuses[0].pop()
+    assert message.startswith("error: the loss of step ")
+    assert "T-007" in message
+    assert statuses[0] == [0, 143, 0, 143, 0] * len(tasks) + [0] * len(scored)
+    for task in tasks:
+        whole = tmp_path / f"{task} whole"
+        for name in ("first stopped", "second stopped"):
+            run = tmp_path / f"{task} {name}"
+            assert_equal(final_state(run), final_state(whole), f"{run.name}: ")
+            assert curves(run) == curves(whole), run.name
+            for rank in range(2):
+                streams = [tmp_path / f"{path.name}.txt.{rank}" for path in (run, whole)]
+                assert streams[0].read_text() == streams[1].read_text(), run.name
+    for task, examples in (("recognizer", 24), ("cnn, two steps at once", 60)):
+        files = [tmp_path / f"{task} whole.txt.{rank}" for rank in range(2)]
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        seen = sorted(i for line in lines for i in json.loads(line.partition(" ")[2]))
+        assert seen == sorted([*range(examples)] * 2)  # in two epochs
+    for test in tests:
+        record = tmp_path / test[-1] / "test_metrics.json"
+        together = json.loads(record.read_text())["metrics"]
+        cli.main(test)
+        assert together == pytest.approx(json.loads(record.read_text())["metrics"], rel=1e-4)
+    check_mixing(tmp_path / "scratch whole", retinas)
+    last = tmp_path / "recognizer whole" / "checkpoints" / "last.ckpt"
+    longer = ["--trainer.max_epochs=3", "--lr_scheduler.init_args.total_steps=4"]
+    resume = [*longer, f"--ckpt_path={last}"]
+    message = fail_cli("fit", *arguments("recognizer", small, retinas), *resume)
+    assert "written by 2 processes and cannot be resumed exactly by 1" in message
+
+
+def check_mixing(run: Path, retinas: Path) -> None:
+    """Two processes from scratch: each learns from its share, then parameters are averaged."""
+    arrays = np.load(retinas)
+    images = arrays["train_images"].reshape(200, -1) / 256
+    labels = arrays["train_labels"][:, 0].astype(np.int64)
+    files = [run.with_name(f"{run.name}.txt.{rank}") for rank in range(2)]
+    streams = [file.read_text().splitlines() for file in files]
+    networks = [MultiLayerPerceptron(), MultiLayerPerceptron()]
+    for lines in zip(*streams, strict=True):
+        for network, line in zip(networks, lines, strict=True):
+            indices = json.loads(line.partition(" ")[2])
+            network.update(images[indices], labels[indices])
+        for name in networks[0].parameters:
+            mean = sum(network.parameters[name] for network in networks) / 2
+            for network in networks:
+                network.parameters[name][:] = mean
+    found = final_state(run)["state_dict"]
+    for name, value in networks[0].parameters.items():
+        expected = torch.from_numpy(value)
+        torch.testing.assert_close(found[f"parameters_.{name}"], expected, rtol=1e-9, atol=1e-9)
