@@ -9,9 +9,8 @@ from torchmetrics import MeanMetric, MinMetric
 from datamodules.boolean import BooleanBatch
 from engine import TrainingModule
 from errors import UserError
-from lightning_modules.separability import explain
 from networks.boolean import BooleanPerceptron, IntervalMLP, interval_labels, sign
-from networks.separability import Certificate, separate, signs
+from networks.separability import Separation, separate, signs
 
 PROVABLE = 12
 """Maximum dimension at which training starts with the linear program, a second or two."""
@@ -72,9 +71,14 @@ class BooleanClassifier(TrainingModule):
         points = signs(self.dimension)
         labels = interval_labels(torch.from_numpy(points), self.low, self.high)
         found = separate(points, labels.numpy())
-        rank_zero_info(f"{name}.\n{explain(found)}")
-        if isinstance(found, Certificate):
-            rank_zero_info("Training will not reach accuracy 1.")
+        if isinstance(found, Separation):
+            rank_zero_info(f"{name}. One perceptron computes it: {found}.")
+        else:
+            mean = ", ".join(map(str, found.common_mean()))
+            rank_zero_info(
+                f"{name}. No perceptron computes it, because inputs with f = +1 and inputs with "
+                f"f = −1 have the common mean ({mean}): training will not reach accuracy 1."
+            )
 
     def training_losses(self, batch: BooleanBatch) -> tuple[dict[str, Tensor], int]:
         """Return the hinge loss."""
