@@ -1,4 +1,4 @@
-"""Averaging of weights over the training."""
+"""Averaging of weights over training."""
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
@@ -8,12 +8,12 @@ from torch import Tensor
 class ExponentialWeightAverage(WeightAveraging):
     """Evaluate, and end with, an exponential moving average of the weights and buffers.
 
-    Its decay after n steps is min(``decay``, n / (n + 10)): the average of a short training. With a
-    constant decay, as in Lightning's `EMAWeightAveraging`, the untrained weights still weigh
-    0.999¹⁰⁰⁰ = 37 % after 1,000 steps, and batch norm's statistics fit neither them nor the others.
+    The decay after n steps is min(``decay``, n / (n + 10)), which suits short trainings too. With a
+    constant decay, as in Lightning's `EMAWeightAveraging`, the untrained weights still count
+    0.999¹⁰⁰⁰ = 37 % after 1,000 steps, and the averaged statistics of batch norm fit no weights.
 
     Args:
-        decay: of the average, at most.
+        decay: maximum decay of the average.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -32,19 +32,19 @@ class ExponentialWeightAverage(WeightAveraging):
         self._evaluates_average = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the trained weights."""
+        """Continue with the trained weights."""
         super().on_validation_epoch_end(trainer, pl_module)
         self._evaluates_average = False
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leave the trained weights in their place, for the checkpoint of the interruption."""
+        """Restore the trained weights, for the checkpoint of the interruption."""
         if self._evaluates_average:
             self.on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the trained weights: the last checkpoint, from which a run goes on, is to come."""
+        """Keep the trained weights for the last checkpoint, which a run resumes from."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End with the average."""

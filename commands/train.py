@@ -69,8 +69,11 @@ A link applies where the data module has the attribute and the class at that pla
 configuration has the argument. The start of a run says which ones did.
 """
 
-RENAMED = {"max_faulty_clips": "max_unreadable_clips"}
-"""Configuration keys of earlier versions: old → new."""
+RENAMED = {
+    "max_faulty_clips": "data.init_args.max_unreadable_clips",
+    "augment": "model.init_args.network.init_args.augment",  # of the recognizer
+}
+"""Arguments of earlier versions: old name → new key."""
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -315,7 +318,7 @@ def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:
 def explain(message: str) -> str:
     """Return jsonargparse's report as one line; name the new key if an old one was given."""
     for old, new in RENAMED.items():
-        if old in message:
+        if f"'{old}' is not accepted" in message:
             return f"{old} is now {new}: change the configuration"
     return shorten(message)
 

@@ -1,4 +1,4 @@
-"""Downloads that survive a bad network, and archives that cannot harm."""
+"""Download over an unreliable network, and unpack archives safely."""
 
 import hashlib
 import shutil
@@ -25,25 +25,24 @@ CHUNK = 1 << 20  # bytes
 
 
 def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: float = 30) -> None:
-    """Download a file, going on where an earlier attempt or an earlier run broke off.
+    """Download a file, continuing where an earlier attempt or run broke off.
 
-    The bytes so far are in ``path`` + ``.part``; ``path`` itself appears only once its checksum is
-    right.
+    The partial download is ``path`` + ``.part``; ``path`` appears once its checksum is verified.
 
     Args:
-        url: of the file.
-        path: where it goes.
-        digest: of its content in hexadecimal behind the algorithm: ``md5:…`` or ``sha256:…``.
-        attempts: how often to try again where the connection breaks.
-        timeout: seconds without an answer that count as a break.
+        url: URL of the file.
+        path: target.
+        digest: algorithm and hexadecimal checksum: ``md5:…`` or ``sha256:…``.
+        attempts: maximum number of attempts if the connection breaks.
+        timeout: seconds without data after which a connection counts as broken.
 
     Raises:
-        UserError: if the server cannot be reached, refuses, or sends something else.
+        UserError: if the server cannot be reached or refuses, or the checksum is wrong.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder {path.parent} cannot be made ({error.strerror})") from error
+        raise UserError(f"the folder {path.parent} cannot be created ({error.strerror})") from error
     part = path.with_name(path.name + ".part")
     columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
@@ -53,7 +52,7 @@ def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: f
                 _continue(url, part, timeout, progress, task)
                 break
             except urllib.error.HTTPError as error:
-                if error.code == 416:  # nothing behind the part: it is whole, or not this file's
+                if error.code == 416:  # nothing follows: the part is complete, or wrong
                     break
                 raise UserError(f"{url} answered {error.code} {error.reason}") from error
             except (OSError, HTTPException) as error:
@@ -65,7 +64,9 @@ def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: f
         check_digest(part, digest)
     except UserError as error:
         part.unlink()
-        raise UserError(f"{url} was deleted behind the download: {error}") from error
+        raise UserError(
+            f"the file from {url} failed its checksum and was deleted: {error}"
+        ) from error
     part.replace(path)
 
 
@@ -74,7 +75,7 @@ def _continue(url: str, part: Path, timeout: float, progress: Progress, task: Ta
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     response: HTTPResponse
     with urllib.request.urlopen(request, timeout=timeout) as response:
-        if response.status != 206:  # the server sends all of it
+        if response.status != 206:  # the server sends the whole file
             done = 0
         length = response.headers.get("Content-Length")
         total = None if length is None else done + int(length)
@@ -89,7 +90,7 @@ def _continue(url: str, part: Path, timeout: float, progress: Progress, task: Ta
 
 
 def check_digest(path: Path, digest: str) -> None:
-    """Compare a file's content with its digest, ``md5:…`` or ``sha256:…``.
+    """Compare a file's checksum with the expected one, ``md5:…`` or ``sha256:…``.
 
     Raises:
         UserError: if they differ.
@@ -99,25 +100,25 @@ def check_digest(path: Path, digest: str) -> None:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != expected:
         raise UserError(
-            f"{path} has the {algorithm} {found} instead of {expected}: it was damaged on the way, "
+            f"{path} has the {algorithm} {found} instead of {expected}: it was damaged in transit, "
             "or is not the official file"
         )
 
 
 def unpack_folder(archive: Path, folder: str, target: Path) -> None:
-    """Unpack one folder of a tar archive to ``target``, which appears only once it is whole.
+    """Unpack one folder of a tar archive to ``target``, which appears only once it is complete.
 
     Args:
         archive: tar file, compressed or not.
-        folder: name of the top-level folder in it that is to become ``target``.
-        target: must not exist yet.
+        folder: name of the top-level folder in the archive that becomes ``target``.
+        target: new folder; must not exist yet.
 
     Raises:
-        UserError: if the archive is damaged, has no such folder, or holds anything that would
-            land outside (absolute paths, ``..``, links or devices).
+        UserError: if the archive is damaged, has no such folder, or could write elsewhere (absolute
+            paths, ``..``, links or devices).
     """
     unpacking = target.with_name(f".{target.name}.unpacking")
-    shutil.rmtree(unpacking, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(unpacking, ignore_errors=True)  # left by a run that was killed
     unpacking.mkdir(parents=True)
     try:
         columns = (TextColumn(f"unpacking {archive.name}"), BarColumn(), DownloadColumn())

@@ -116,7 +116,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
             except UserError as error:
                 unreadable.append((clip.name, str(error)))
                 if len(unreadable) == len(indices):
-                    raise UserError(f"{error}, nor any other clip of its batch") from error
+                    raise UserError(f"{error}, nor can any other clip of its batch") from error
                 continue
             read.append(i)
             tokens.append(torch.tensor(self.vocabulary.encode(clip.text)))
@@ -204,6 +204,15 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             UserError: if the corpus is missing or malformed; names the place.
         """
 
+    def prepare_data(self) -> None:
+        """Check that the corpus exists.
+
+        Raises:
+            UserError: if it does not.
+        """
+        if not self.root.exists() and not self._predicts_files():
+            raise UserError(f"{self.root} does not exist: set --data.init_args.root")
+
     def longest_transcript(self) -> tuple[int, str]:
         """Return the number of characters of the longest transcript read, and where it is."""
         clips = [clip for dataset in self.datasets.values() for clip in dataset.clips]
@@ -261,8 +270,8 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         self.unreadable.add(name)
         if len(self.unreadable) > self.max_unreadable_clips:
             raise UserError(
-                f"{reason}; --data.init_args.max_unreadable_clips={self.max_unreadable_clips} "
-                "limits how many such clips are skipped"
+                f"{reason}; to skip such clips set --data.init_args.max_unreadable_clips="
+                f"{len(self.unreadable)} or more"
             )
         warnings.warn(
             f"skipped clip {len(self.unreadable)} of at most {self.max_unreadable_clips}: {reason}",

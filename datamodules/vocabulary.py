@@ -1,4 +1,4 @@
-"""From text to tokens and back."""
+"""Text to tokens and back."""
 
 from collections.abc import Iterable
 
@@ -6,11 +6,11 @@ COURSE_ALPHABET = " ,.?-abcdefghijklmnopqrstuvwxyz"
 
 
 class CharacterVocabulary:
-    """One token a character, behind start ``<``, stop ``>``, pad ``@`` and unknown ``#``.
+    """One token per character, after the tokens start ``<``, stop ``>``, pad ``@``, unknown ``#``.
 
     Args:
-        alphabet: the characters that have a token of their own; the course's 31 by default. Text is
-            lower-cased first unless the alphabet has upper-case letters itself.
+        alphabet: characters with a token of their own; the course's 31 by default. Text is
+            lower-cased first unless the alphabet has upper-case letters.
 
     Raises:
         ValueError: if a character is repeated or special.
@@ -24,7 +24,7 @@ class CharacterVocabulary:
         for character in alphabet:
             if self.symbols.count(character) > 1:
                 raise ValueError(
-                    f"alphabet holds {character!r} twice, or though it is one of {self.special!r}"
+                    f"alphabet has {character!r} twice, or although it is one of {self.special!r}"
                 )
         self.alphabet = alphabet
         self.lower_case = alphabet == alphabet.lower()
@@ -34,20 +34,20 @@ class CharacterVocabulary:
         return len(self.symbols)
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text between start and stop."""
+        """Return a text's tokens between start and stop."""
         return [self.start, *self.encode_characters(text), self.stop]
 
     def encode_characters(self, text: str) -> list[int]:
-        """Return the tokens of a text's characters alone; others become the unknown one."""
+        """Return a text's tokens without start and stop; unknown characters become ``#``."""
         text = text.lower() if self.lower_case else text
-        # A special symbol in the text is an unknown character, not a command.
+        # A special symbol in the text is an unknown character like others.
         return [
             self.unknown if character in self.special else self._tokens.get(character, self.unknown)
             for character in text
         ]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text up to the stop token; an unknown character reads ``#``."""
+        """Return the text up to the stop token, with ``#`` for unknown characters."""
         characters = []
         for token in tokens:
             if token == self.stop:

@@ -50,6 +50,8 @@ class Reproducibility(Callback):
         """Keep it until the loader is known; keep the seed."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint.get(KEY, {})
+            if not self._resumed:
+                rank_zero_info("Not exact: an earlier version of this suite wrote the checkpoint")
             seed = self._resumed.get("seed", self.seed)
             if seed != self.seed:
                 rank_zero_info(f"Resuming with the run's own seed {seed} instead of {self.seed}")

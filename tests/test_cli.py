@@ -153,6 +153,16 @@ def test_predict_transcribes_files_without_a_corpus(
         ("fit", ["--ckpt_path=last"], ["last.ckpt", "does not exist"]),
         ("test", [], ["best.ckpt", "does not exist", "--experiment"]),
         ("fit", ["--trainer.accelerator=gpu"], ["gpu"]),
+        (
+            "fit",
+            ["--data.init_args.max_faulty_clips=2"],
+            ["max_faulty_clips is now data.init_args.max_unreadable_clips"],
+        ),
+        (
+            "fit",
+            ["--model.init_args.augment=networks.SpecAugment"],
+            ["augment is now model.init_args.network.init_args.augment"],
+        ),
         ("fit", ["--model.init_args.ctc_weight=2"], ["ctc_weight 2"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

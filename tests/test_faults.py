@@ -52,7 +52,7 @@ def test_a_clip_that_breaks_during_the_run_is_named(
     message = fail_cli("fit", *args)
     assert "T-002.wav" in message
     assert "metadata.csv line 3" in message
-    assert "--data.init_args.max_unreadable_clips=0 limits" in message
+    assert "set --data.init_args.max_unreadable_clips=1 or more" in message
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -71,7 +71,7 @@ def test_unreadable_clips_are_skipped_up_to_a_limit(
     args += ["--data.init_args.batch_size=3", "--seed_everything=3"]
     message = fail_cli("fit", *args, "--data.init_args.max_unreadable_clips=1")
     assert "T-002.wav" in message
-    # The run goes on, though the clip is known to be broken from the start now.
+    # The run resumes, although the clip is now known to be broken from the start.
     more = ["--data.init_args.max_unreadable_clips=2", "--ckpt_path=last"]
     with pytest.warns(UserWarning, match=r"skipped clip \d of at most 2") as warned:
         run = run_cli("fit", *args, *more)
@@ -91,7 +91,7 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(
     fail_cli: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    """A clip of NaNs: the checkpoint is of before it, and with the clip mended the run goes on."""
+    """A clip of NaNs: the checkpoint is of before it; with the clip repaired the run resumes."""
     root = write_corpus(tmp_path / "corpus", 20)
     args = [*small, "--data.init_args.root", root, "--data.init_args.batch_size=2"]
     run = run_cli("fit", *args)

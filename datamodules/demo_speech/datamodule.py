@@ -26,7 +26,7 @@ class DemoSpeechDataModule(LJSpeechDataModule):
         self.clips = clips
 
     def prepare_data(self) -> None:
-        """Speak the corpus if ``root`` does not exist.
+        """Speak the corpus if ``root`` does not exist, in one process.
 
         Raises:
             UserError: if ``root`` holds a corpus of another size.

@@ -205,7 +205,7 @@ def test_a_second_sigterm_ends_a_run_that_hangs_in_a_collective(
     fit = Started(["fit", *logistic_regression(retinas, *hang), *TWO], tmp_path)
     started.append(fit)
     fit.wait_for(tmp_path / "hangs")
-    time.sleep(1)  # the first process goes on to where it waits
+    time.sleep(1)  # until the first process waits for it
     fit.process.send_signal(signal.SIGTERM)
     time.sleep(2)
     assert fit.process.poll() is None

@@ -48,14 +48,15 @@ def test_test_scores_equal_medmnists_evaluator(
     official = evaluator.evaluate(probabilities)
     assert scores["test/accuracy"] == pytest.approx(official.ACC, abs=1e-6)
     assert scores["test/auc"] == pytest.approx(official.AUC, abs=1e-4)
-    choice, sureness = probabilities.argmax(1), probabilities.max(1)
+    choice, confidence = probabilities.argmax(1), probabilities.max(1)
     recalls = recall_score(labels, choice, average=None)
     assert scores["test/recall"] == pytest.approx(recalls.mean(), abs=1e-6)
     for title, recall in zip(evaluator.info["label"].values(), recalls, strict=True):
         assert scores[f"test/recall/{title}"] == pytest.approx(recall, abs=1e-6)
-    bins = np.ceil(sureness * 15)
+    bins = np.ceil(confidence * 15)
     gaps = [
-        abs((choice == labels)[bins == b].mean() - sureness[bins == b].mean()) * (bins == b).mean()
+        abs((choice == labels)[bins == b].mean() - confidence[bins == b].mean())
+        * (bins == b).mean()
         for b in np.unique(bins)
     ]
     # The file's probabilities have six digits: one may fall into the next bin.

@@ -1,0 +1,34 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from datamodules.ljspeech import read_metadata
+
+
+def read(path: Path) -> list[list[str]]:
+    return [line.split("|") for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_transcripts_are_written_in_the_order_of_the_data_set_and_the_first_are_printed(
+    small: list[str],
+    tones: Path,
+    run_cli: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Evaluation starts with the longest clips, so the batches come in another order."""
+    small = [*small, "--data.init_args.batch_size=3", "--trainer.max_epochs=1"]
+    run = run_cli("fit", *small)
+    capsys.readouterr()
+    run_cli("test", *small, "--trainer.callbacks.init_args.examples=2")
+    expected = [[id, text] for id, text, _ in read_metadata(tones / "metadata.csv")][32:]
+    assert [row[:2] for row in read(run / "test_transcripts.csv")] == expected
+    printed = capsys.readouterr().out
+    assert "2 of 8 in" in printed
+    assert "T-033" in printed
+    assert "T-034" not in printed
+    run_cli("predict", *small)
+    assert [row[0] for row in read(run / "predictions.csv")] == [id for id, _ in expected]
+    files = [tones / "wavs" / f"T-{i:03d}.wav" for i in (7, 2)]
+    run_cli("predict", *small, f"--data.init_args.predict_paths=[{files[0]},{files[1]}]")
+    assert [row[0] for row in read(run / "predictions.csv")] == ["T-007", "T-002"]
