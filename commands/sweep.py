@@ -250,8 +250,8 @@ class Sweep:
                 curve = read_curves(run.metrics).get(self.monitor, {})
                 for reported in sorted(epoch for epoch in curve if epoch > reported):
                     trial.report(curve[reported], reported)
-                if status is None and trial.should_prune():
-                    raise optuna.TrialPruned
+                    if status is None and trial.should_prune():
+                        raise optuna.TrialPruned
         finally:
             fit.terminate()  # it saves last.ckpt, unless it has ended
             fit.wait()
