@@ -436,6 +436,7 @@ NOISE = (
     r"The number of training batches .* is smaller than the logging interval",
     r"Checkpoint directory .* exists and is not empty",  # that of the run that is resumed
     r"LightningCLI's args parameter is intended",  # cli.main(args) is called from tests
+    r"You're using the WeightAveraging callback, but loading a checkpoint outside",
     # Between libraries.
     r".*LeafSpec.*is deprecated",
 )

@@ -31,6 +31,7 @@ class MetricsCSV(Logger):
         self.resume_step = resume_step
         self._columns = ["epoch", "step"]
         self._file: IO[str] | None = None
+        self._is_started = False
 
     @property
     def log_dir(self) -> str:
@@ -60,19 +61,19 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Flush the file."""
-        self.save()
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _reopen(self, new: list[str]) -> None:
         """Open the file with further columns; the first time, drop the steps to be taken again."""
-        rows = []
-        if self._file is not None:
-            self._file.close()
-            rows = read_rows(self.path)
-        elif self.path.exists():
-            rows = [row for row in read_rows(self.path) if int(row["step"]) < self.resume_step]
-            new += sorted({key for row in rows for key in row} - {*self._columns, *new})
-        self._columns += new
+        self.finalize("reopen")
+        rows = read_rows(self.path)
+        if not self._is_started:
+            rows = [row for row in rows if int(row["step"]) < self.resume_step]
+        self._is_started = True
+        self._columns += sorted({*new, *(key for row in rows for key in row)} - {*self._columns})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".csv.part")
         self._file = part.open("w", newline="", encoding="utf-8")

@@ -55,6 +55,7 @@ def test_a_clip_that_breaks_during_the_run_is_named(
     assert "set --data.init_args.max_unreadable_clips=1 or more" in message
 
 
+@pytest.mark.filterwarnings("ignore:skipped clip")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_clips_are_skipped_up_to_a_limit(
     workers: int,

@@ -23,6 +23,10 @@ from tests.engine.experiments import (
 from tests.processes import run_together
 
 
+@pytest.mark.filterwarnings(
+    "ignore:No (negative|positive) samples in targets",  # of so few images
+    "ignore:The dirpath has changed",  # the checkpoint is of another run
+)
 def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
     small: list[str], retinas: Path, tmp_path: Path, fail_cli: Callable[..., str]
 ) -> None:

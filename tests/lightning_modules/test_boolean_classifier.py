@@ -57,7 +57,12 @@ def test_a_perceptron_learns_what_it_can(
 @pytest.mark.parametrize(
     ("stage", "name", "extra", "message"),
     [
-        ("fit", "mlp_sign", [], "IntervalMLP is constructed and has nothing to train"),
+        (
+            "fit",
+            "mlp_sign",
+            ["--trainer.max_epochs=1"],
+            "IntervalMLP is constructed and has nothing to train",
+        ),
         ("test", "mlp_sign", ["--data.init_args.low=9"], "low 9 is above high 4"),
         ("test", "mlp_sign", ["--data.init_args.high=9"], "high 9 is beyond ±8"),
         ("test", "mlp_sign", ["--data.init_args.dimension=0"], "dimension 0 is less than 1"),

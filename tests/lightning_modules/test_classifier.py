@@ -124,6 +124,7 @@ def test_several_steps_of_one_execution_are_the_steps_one_by_one(
         torch.testing.assert_close(several["state_dict"][name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The lr scheduler dict contains")
 @pytest.mark.parametrize(
     ("args", "message"),
     [
