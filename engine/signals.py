@@ -20,6 +20,7 @@ from errors import UserError
 
 GRACE_SECONDS = 60
 """How long a run may take to the end of its batch after the first SIGTERM."""
+STOP_WATCHING = b"\0"
 REPEAT_SECONDS = 1
 """A SIGTERM within this time of the first is the same request: schedulers send several."""
 
@@ -69,6 +70,7 @@ class GracefulShutdown(Callback):
         """Stop watching."""
         if self._pipe is not None:
             signal.set_wakeup_fd(-1)
+            os.write(self._pipe, STOP_WATCHING)
             os.close(self._pipe)
             self._pipe = None
 
@@ -101,6 +103,8 @@ class GracefulShutdown(Callback):
             reader, self._pipe = os.pipe()
             os.set_blocking(self._pipe, False)
             signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+            # A loader's worker is a fork: its signals are not this process's.
+            os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
             threading.Thread(target=_watch, args=(reader,), daemon=True).start()
         for number in {signal.SIGTERM, signal.SIGINT, self._requeue_signal} - {0}:
             signal.signal(number, self._note)
@@ -147,7 +151,7 @@ class GracefulShutdown(Callback):
 
 
 def _watch(reader: int) -> None:
-    """End a process that does not react to SIGTERM; runs in a thread until the pipe is closed.
+    """End a process that does not react to SIGTERM; runs in a thread.
 
     Python runs signal handlers between two bytecodes of the main thread: never, while that waits
     in a collective for a process that does not come. The pipe is written in C, at once.
@@ -158,7 +162,7 @@ def _watch(reader: int) -> None:
         if not select.select([reader], [], [], left)[0]:
             _end(f"{GRACE_SECONDS} s after SIGTERM")
         number = os.read(reader, 1)
-        if not number:
+        if number == STOP_WATCHING:
             os.close(reader)
             return
         if number[0] == signal.SIGTERM:

@@ -214,6 +214,28 @@ def test_a_run_that_does_not_come_to_the_end_of_its_batch_ends_after_the_grace_p
     assert "error: stopped by 2 s after SIGTERM within a batch" in output
 
 
+def test_a_signal_to_a_loaders_worker_does_not_stop_the_run(
+    small: list[str], tmp_path: Path, started: list[Started]
+) -> None:
+    args = [*small, "--data.init_args.num_workers=1", "--trainer.max_epochs=100000"]
+    args += ["--lr_scheduler.init_args.total_steps=100000"]
+    grace = "import engine.signals; engine.signals.GRACE_SECONDS = 2"
+    fit = Started(["fit", *args], tmp_path, before=grace)
+    started.append(fit)
+    fit.wait_for(fit.run / "checkpoints" / "best.ckpt")
+    children = Path(f"/proc/{fit.process.pid}/task/{fit.process.pid}/children")
+    if not children.exists():
+        pytest.skip("this system does not list the children of a process")
+    for child in children.read_text().split():
+        os.kill(int(child), signal.SIGTERM)
+    time.sleep(4)
+    assert fit.process.poll() is None, fit.log.read_text()
+    fit.process.send_signal(signal.SIGTERM)
+    output = fit.end()
+    assert fit.process.returncode == 143
+    assert "stopped by" not in output
+
+
 def test_sigterm_ends_a_test_at_once(retinas: Path, tmp_path: Path, started: list[Started]) -> None:
     hang = ["--trainer.callbacks+=tests.stopping.HangAt"]
     hang += [f"--trainer.callbacks.file={tmp_path / 'hangs'}"]
