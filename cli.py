@@ -1,6 +1,6 @@
 """The suite's command line: ``python cli.py fit --config configs/asr_transformer.yaml``.
 
-Nothing heavy is imported before it is clear what to do, so that ``--help`` is instant.
+Heavy imports wait until a command needs them, so that ``--help`` is instant.
 """
 
 import argparse
@@ -30,7 +30,7 @@ examples:
   tensorboard --logdir runs
 """
 OVERRIDES = """\
-Any key of the configuration can be given on the command line, dots between its levels:
+Any configuration key can be set on the command line, with dots between its levels:
   --trainer.max_epochs=3 --trainer.accelerator=gpu --trainer.devices=8 --trainer.strategy=ddp
   --data.init_args.root=DIR --data.init_args.batch_size=32 --optimizer.init_args.lr=3e-4
 
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--config",
             metavar="FILE",
-            help="YAML of an experiment; repeat to layer, later ones win",
+            help="YAML of an experiment; can be repeated, later files win",
         )
         command.add_argument(
             "--experiment",
@@ -72,9 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--ckpt_path",
             metavar="last|best|none|FILE",
-            help="resume from a checkpoint; by default none, start anew"
+            help="checkpoint to resume from; by default none: start a new run"
             if stage == "fit"
-            else "checkpoint to use, by default best; none for a model as it is constructed",
+            else "checkpoint to use, by default best; none for a constructed, untrained model",
         )
     compare = commands.add_parser("compare", help="put runs side by side: a table and curves")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directory, trained and tested")
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         separable.add_argument(f"--{flag}", metavar=name, type=int, required=True)
     add_output(separable, "separable", "for the picture where D = 2")
     sweep = commands.add_parser(
-        "sweep", help="search hyper-parameters; other arguments are those of every fit"
+        "sweep", help="search hyper-parameters; other arguments go to every fit"
     )
     sweep.add_argument("--config", metavar="FILE", required=True, help="YAML of a sweep")
     sweep.add_argument(
@@ -109,7 +109,7 @@ def add_output(command: argparse.ArgumentParser, name: str, purpose: str) -> Non
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command line; what the user can mend ends in one line and exit status 1."""
+    """Run a command line; errors that the user can fix end in one line and exit status 1."""
     args = sys.argv[1:] if args is None else list(args)
     own = not args or args[0] not in STAGES or {"-h", "--help"} & set(args)
     options, others = build_parser().parse_known_args(args or ["--help"]) if own else (None, args)
@@ -137,7 +137,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except UserError as error:
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise
-        # One that was raised in a data-loading process carries that process's traceback.
+        # An error raised in a loader worker carries the worker's traceback.
         message = str(error).rpartition("UserError: ")[2].strip()
         sys.exit(f"error: {message}")
 

@@ -1,4 +1,4 @@
-"""Predictions of a classifier: a file of probabilities, and pictures in TensorBoard."""
+"""A classifier's predictions: a file of probabilities, and pictures in TensorBoard."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ class ClassificationPictures(Callback):
 
     Args:
         images: maximum number of misclassified images to show, the most confident first.
-        every_n_epochs: number of epochs between two drawings; the last epoch is drawn too. Drawing
+        every_n_epochs: number of epochs between drawings; the last epoch is also drawn. Drawing
             takes about half a second, more than an epoch of the smallest models.
     """
 
@@ -71,13 +71,13 @@ class ClassificationPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect a batch if it will be shown."""
+        """Collect a batch if this epoch is drawn."""
         if self._board(trainer) is not None:
             probabilities = outputs["logits"].softmax(-1).cpu()
             self._seen.append((batch.images.cpu(), batch.labels.cpu(), probabilities))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
+        """Draw the pictures."""
         board = self._board(trainer)
         if board is None or not self._seen:
             return
@@ -119,7 +119,7 @@ def class_names(module: LightningModule) -> list[str]:
 def first_filters(module: nn.Module, shape: torch.Size, limit: int = 32) -> Tensor | None:
     """Return the weights of the first layer as images (filters, channels, height, width).
 
-    Rows of a linear layer are folded to ``shape``. Returns None for any other kind of layer.
+    Rows of a linear layer are reshaped to ``shape``. Returns None if no layer fits.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

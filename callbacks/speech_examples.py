@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SpeechExamples(Callback):
-    """Log the longest few validation clips to TensorBoard after each validation.
+    """Log the few longest validation clips to TensorBoard after each validation.
 
     Each clip has its spectrogram, the cross-attention alignment of the predicted text with the
     audio, and the reference and predicted texts. The audio is logged once.

@@ -1,4 +1,4 @@
-"""Transcripts of the recognizer: files for test and predict, and a short table."""
+"""The recognizer's transcripts: files for test and predict, and a short table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from engine import gather
 class TranscriptWriter(Callback):
     """Write transcripts to the run directory, in the order of the data set.
 
-    ``test`` writes ``test_transcripts.csv``, lines ``id|reference|prediction`` with the reference
-    as the vocabulary spells it, and prints the first ones. ``predict`` writes ``predictions.csv``,
-    lines ``id|transcript``, and prints the first ones.
+    ``test`` writes ``test_transcripts.csv`` with lines ``id|reference|prediction``; the reference
+    is spelled with the vocabulary. ``predict`` writes ``predictions.csv`` with lines
+    ``id|transcript``. Both print the first lines.
 
     Args:
         examples: maximum number of transcripts to print.

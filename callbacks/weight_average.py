@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 class ExponentialWeightAverage(WeightAveraging):
-    """Evaluate, and end with, an exponential moving average of the weights and buffers.
+    """Evaluate and finally keep an exponential moving average of weights and buffers.
 
-    The decay after n steps is min(``decay``, n / (n + 10)), which suits short trainings too. With a
-    constant decay, as in Lightning's `EMAWeightAveraging`, the untrained weights still count
-    0.999¹⁰⁰⁰ = 37 % after 1,000 steps, and the averaged statistics of batch norm fit no weights.
+    The decay after n steps is min(``decay``, n / (n + 10)), which also suits short training runs.
+    With a constant decay, as in Lightning's `EMAWeightAveraging`, the untrained weights still count
+    0.999¹⁰⁰⁰ = 37 % after 1,000 steps, and averaged batch-norm statistics do not match the weights.
 
     Args:
         decay: maximum decay of the average.
@@ -27,25 +27,25 @@ class ExponentialWeightAverage(WeightAveraging):
         self._evaluates_average = False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the average."""
+        """Swap in the averaged weights."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._evaluates_average = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue with the trained weights."""
+        """Swap the trained weights back in."""
         super().on_validation_epoch_end(trainer, pl_module)
         self._evaluates_average = False
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Restore the trained weights, for the checkpoint of the interruption."""
+        """Restore the trained weights for the checkpoint written on interruption."""
         if self._evaluates_average:
             self.on_validation_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the trained weights for the last checkpoint, which a run resumes from."""
+        """Keep the trained weights, so that the last checkpoint can be resumed from."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End with the average."""
+        """Replace the trained weights by their average."""
         super().on_train_end(trainer, pl_module)

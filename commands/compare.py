@@ -1,4 +1,4 @@
-"""``compare``: runs side by side, as a table and as curves; reads nothing but run directories."""
+"""``compare``: runs side by side, as a table and curves, read from their run directories alone."""
 
 import json
 import math
@@ -17,14 +17,14 @@ Curves = dict[str, dict[int, float]]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory tells.
+    """A trained and tested run, as read from its directory.
 
     Attributes:
-        name: of the experiment.
-        curves: metric → epoch → value, the last of each epoch.
+        name: name of the experiment.
+        curves: metric → epoch → last value of the epoch.
         parameters: number of trainable parameters.
-        best_epoch: the epoch of best.ckpt, counted from 0.
-        test: test metric → value, of the checkpoint that was tested.
+        best_epoch: epoch of best.ckpt, counted from 0.
+        test: test metric → value.
     """
 
     name: str
@@ -51,7 +51,7 @@ def read_run(path: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        UserError: if it is missing, or was not trained and tested.
+        UserError: if it does not exist, or was not trained and tested.
     """
     run = RunDirectory(path)
     if not path.is_dir():
@@ -66,14 +66,14 @@ def read_run(path: Path) -> Run:
     if missing:
         raise UserError(f"{path} is not finished: its metrics.csv has no {missing[0]} yet")
     choose = min if mode == "min" else max
-    # The first of equals, as the checkpoint keeps it.
+    # Of equal values the first, as in best.ckpt.
     best_epoch = choose(curves[monitor], key=lambda epoch: curves[monitor][epoch])
     test = json.loads(run.test_metrics.read_text(encoding="utf-8"))["metrics"]
     return Run(path.name, curves, int(curves["parameters"][0]), best_epoch, test)
 
 
 def read_curves(path: Path) -> Curves:
-    """Read ``metrics.csv``: metric → epoch → value, the last of each epoch."""
+    """Read ``metrics.csv``: metric → epoch → last value of the epoch."""
     curves: Curves = {}
     for row in read_rows(path):
         for name in row.keys() - {"epoch", "step"}:
@@ -85,7 +85,7 @@ def compare(paths: list[Path], output: Path) -> None:
     """Compare runs on the terminal, in ``comparison.md`` and in ``curves.png``.
 
     Raises:
-        UserError: if a run is missing or unfinished, or they are of different tasks.
+        UserError: if a run is missing or unfinished, or the runs are of different tasks.
     """
     runs = [read_run(path) for path in paths]
     for path, run in zip(paths, runs, strict=True):
@@ -96,7 +96,7 @@ def compare(paths: list[Path], output: Path) -> None:
             )
     facts = [run.facts() for run in runs]
     headings = list(dict.fromkeys(heading for row in facts for heading in row))
-    # Metrics are rows and runs are columns: there are more metrics than fit a terminal.
+    # Metrics are rows and runs are columns: as columns, the metrics would not fit a terminal.
     rows = [[heading, *(row.get(heading, "–") for row in facts)] for heading in headings]
     names = [run.name for run in runs]
     output.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def write_table(headings: list[str], rows: list[list[str]], path: Path, note: st
 
 
 def draw_curves(runs: dict[str, Curves], path: Path) -> None:
-    """Draw a panel for each validation metric that all runs have, with training where logged."""
+    """Draw one panel per validation metric that all runs have, with the training curve if any."""
     from matplotlib.figure import Figure
 
     shared = [

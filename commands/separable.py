@@ -1,4 +1,4 @@
-"""``separable``: decide, with a proof, if one perceptron computes f(x) = +1 iff A ≤ Σ xᵢ ≤ B."""
+"""``separable``: decide, with proof, whether a perceptron computes f(x) = +1 iff A ≤ Σ xᵢ ≤ B."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from networks.boolean import check_interval
 from networks.separability import Certificate, Mixture, Separation, separate, signs
 
 MAX_DIMENSION = 16
-"""Maximum dimension of a linear program over all inputs, 65,536 of them."""
+"""Maximum dimension: a linear program over all 65,536 inputs."""
 
 
 def separable(dimension: int, low: int, high: int, output: Path) -> None:
-    """Print the answer and its proof; with two inputs, also draw both.
+    """Print the answer and its proof; for dimension 2, also draw them.
 
     Args:
         dimension: D, number of inputs.
@@ -79,7 +79,7 @@ def draw(
     found: Separation | Certificate,
     path: Path,
 ) -> None:
-    """Draw four inputs with the separating line, or with the two mixtures and their mean."""
+    """Draw the four inputs with the separating line, or with the two mixtures and their mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), layout="constrained")

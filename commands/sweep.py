@@ -1,7 +1,7 @@
-"""``sweep``: search hyper-parameters with Optuna; each trial is a run of its own.
+"""``sweep``: search hyper-parameters with Optuna; each trial is a separate run.
 
 Any number of processes can share a sweep: trials wait in Optuna's storage until a process takes
-them. If that process dies, the trial waits again and its run resumes. See docs/sweeps.md.
+them. If that process dies, the trial is queued again and its run resumes. See docs/sweeps.md.
 """
 
 import fcntl
@@ -39,17 +39,17 @@ except ImportError as error:
 
 CLI = str(Path(__file__).parent.parent / "cli.py")
 SEED = 42
-POLL = 1.0  # seconds between two looks at a running fit or at other processes
-LOCK_DELAY = 10.0  # seconds; a process that takes a trial locks its run much sooner
-HEARTBEAT, GRACE_PERIOD = 15, 60  # seconds; in a database
+POLL = 1.0  # seconds between checks of a running fit or of other processes
+LOCK_DELAY = 10.0  # seconds; a process locks the run of its trial much sooner
+HEARTBEAT, GRACE_PERIOD = 15, 60  # seconds; only with a database
 
 
 def run_sweep(path: Path, others: Sequence[str], url: str | None = None) -> None:
-    """Run trials until none is left, then test the winner once and write the table.
+    """Run all trials, then test the winner once and write the table.
 
     Args:
         path: YAML of the sweep; its stem is the sweep's name.
-        others: more arguments of fit and test.
+        others: further arguments of fit and test.
         url: database of the study; by default a journal file in the sweep's folder.
 
     Raises:
@@ -66,7 +66,7 @@ def run_sweep(path: Path, others: Sequence[str], url: str | None = None) -> None
 
 
 def lock(path: Path, *, wait: bool) -> IO[str]:
-    """Return a file, locked until this process and the children that inherit it close it.
+    """Return a locked file; this process and children that inherit it hold the lock until closing.
 
     Raises:
         BlockingIOError: if another process has locked it, unless ``wait``.
@@ -83,8 +83,8 @@ def lock(path: Path, *, wait: bool) -> IO[str]:
 class Sweep:
     """A sweep, as seen by one of the processes that share it.
 
-    Runs are numbered, and each has a trial that waits in the study from the start. A trial that is
-    cut short is followed by another one of the same run.
+    Runs are numbered. Each has a trial in the study from the start. If a trial is cut short, a new
+    trial of the same run replaces it.
     """
 
     def __init__(self, path: Path, others: Sequence[str]) -> None:
@@ -118,7 +118,7 @@ class Sweep:
         return [*configs, *fixed, *self.others, *chosen]
 
     def suggest(self, trial: optuna.trial.BaseTrial, key: str) -> Any:
-        """Return the trial's value of a key; draw it unless it is fixed."""
+        """Return the trial's value for a key; draw it unless it is fixed."""
         space = self.yaml.search[key]
         if isinstance(space, list):
             return trial.suggest_categorical(key, space)
@@ -126,7 +126,7 @@ class Sweep:
         return (trial.suggest_int if whole else trial.suggest_float)(key, **space)
 
     def open_study(self, url: str | None) -> None:
-        """Create or load the study; let a trial wait for each run that has none."""
+        """Create or load the study; queue a trial for each run that has none."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         search, count = self.yaml.search, self.yaml.trials
@@ -146,20 +146,20 @@ class Sweep:
                 direction="minimize" if self.mode == "min" else "maximize",
                 load_if_exists=True,
             )
-        except Exception as error:  # each database's driver has exceptions of its own
+        except Exception as error:  # each database driver has its own exceptions
             raise UserError(f"cannot open the study: {' '.join(str(error).split())}") from error
         if self.study.user_attrs.get("search", search) != search:
-            raise UserError(f"{self.folder} has other values: rename the YAML or delete the folder")
+            raise UserError(f"{self.folder} has other values: rename the YAML or delete this one")
         self.study.set_user_attr("search", search)
         queue = [()] * count if count != "grid" else itertools.product(*search.values())
         known = self.trials()
         for run, values in enumerate(queue):
-            if run not in known:  # TPE draws the values that are not given here
+            if run not in known:  # TPE draws the values not given here
                 given = dict(zip(search, values, strict=False))
                 self.study.enqueue_trial(given, user_attrs={"run": run})
 
     def trials(self) -> dict[int, FrozenTrial]:
-        """Return number of the run → its latest trial."""
+        """Return run number → latest trial of that run."""
         return {t.user_attrs["run"]: t for t in self.study.trials if "run" in t.user_attrs}
 
     def work(self) -> None:
@@ -184,10 +184,10 @@ class Sweep:
                 signal(number, handler)
 
     def retry_dead(self) -> None:
-        """Let the trials of dead processes wait again.
+        """Queue the trials of dead processes again.
 
-        A database has heartbeats. Optuna's journal has none: there, a trial is dead if nothing
-        locks its run.
+        With a database, Optuna uses heartbeats. With the journal, which has none, a trial is dead
+        if no process locks its run.
         """
         optuna.storages.fail_stale_trials(self.study)
         for run, trial in {}.items() if self.has_heartbeats else self.trials().items():
@@ -199,7 +199,7 @@ class Sweep:
                         self.study.tell(trial.number, state=TrialState.FAIL)
 
     def run(self, trial: optuna.Trial | FrozenTrial) -> RunDirectory:
-        """Return the run directory, named by the run's number and values."""
+        """Return the run directory, named after the run's number and values."""
         leaves = [f"{key.rpartition('.')[2]}={trial.params[key]}" for key in self.yaml.search]
         name = ",".join([f"{trial.user_attrs['run']:02d}", *leaves])
         return RunDirectory(self.folder / name.replace(" ", "").replace("/", "_"))
@@ -210,16 +210,16 @@ class Sweep:
         return [sys.executable, CLI, stage, *self.arguments(trial.params), name]
 
     def fit(self, trial: optuna.Trial) -> float:
-        """Return the best score of a trial's run, or nan, Optuna's failure, if fit failed."""
+        """Return the best score of a trial's run; NaN, Optuna's sign of failure, if fit failed."""
         number = trial.user_attrs.get("run")
-        if number is None:  # another process took the last trial that waited
+        if number is None:  # another process took the last queued trial
             return math.nan
-        # The same history gives the same draw, whichever process makes it.
+        # The same history gives the same values, whichever process draws them.
         self.study.sampler = TPESampler(seed=SEED + number)
         try:
             for key in self.yaml.search:
                 self.suggest(trial, key)
-            # A fit that outlived its sweep's process still has the lock.
+            # A fit that outlived its sweep process still holds the lock.
             locked = self.locks.enter_context(lock(self.folder / f"{number:02d}.lock", wait=True))
             return self.follow_fit(trial, locked)
         except (KeyboardInterrupt, OSError, RuntimeError):
@@ -227,7 +227,7 @@ class Sweep:
             raise
 
     def follow_fit(self, trial: optuna.Trial, locked: IO[str]) -> float:
-        """Fit a run in a process that inherits its lock; report the score of each epoch.
+        """Fit a run in a subprocess that inherits the lock; report the score of each epoch.
 
         Raises:
             TrialPruned: if the trial is worse than the median of the finished ones.
@@ -238,7 +238,7 @@ class Sweep:
         Console().print(f"trial {trial.number}: {run.path}")
         log = Path(f"{run.path}.log")
         with log.open("a", encoding="utf-8") as out:
-            # In a session of its own: Ctrl-C reaches this process only, which sends SIGTERM.
+            # In its own session: Ctrl-C reaches this process only, which then sends SIGTERM.
             fit = subprocess.Popen(
                 command, stdout=out, stderr=out, start_new_session=True, pass_fds=[locked.fileno()]
             )
@@ -262,7 +262,7 @@ class Sweep:
         return (min if self.mode == "min" else max)(curve.values())
 
     def report(self, turn: IO[str]) -> None:
-        """Test the winner while ``turn`` is locked; write the table and the curves."""
+        """Test the winner, write the table and the curves; ``turn`` is the locked file."""
         sign, done = 1 if self.mode == "min" else -1, TrialState.COMPLETE
         trials = list(self.trials().values())
         trials.sort(key=lambda trial: (trial.state != done, sign * (trial.value or 0.0)))

@@ -65,15 +65,15 @@ LINKS = (
 )
 """Model arguments filled from the data module: its attribute → the model's argument.
 
-A link applies where the data module has the attribute and the class at that place in the
-configuration has the argument. The start of a run says which ones did.
+A link applies if the data module has the attribute and the model's class has the argument. Each
+run logs at its start which arguments were filled.
 """
 
 RENAMED = {
     "max_faulty_clips": "data.init_args.max_unreadable_clips",
     "augment": "model.init_args.network.init_args.augment",  # of the recognizer
 }
-"""Arguments of earlier versions: old name → new key."""
+"""Arguments renamed since earlier versions: old name → new key."""
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -98,7 +98,7 @@ class SuiteCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the stages and the arguments of the trainer's methods that are not the user's."""
+        """Return each stage with the arguments of its trainer method that users cannot set."""
         return {
             stage: arguments | {"weights_only"}
             for stage, arguments in LightningCLI.subcommands().items()
@@ -128,8 +128,8 @@ class SuiteCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise UserError(explain(str(error))) from error
-        # Taken out of the configuration: Lightning would let the hyper-parameters in the
-        # checkpoint override the command line, and import whatever class the checkpoint names.
+        # Lightning must not see ckpt_path: it would let the checkpoint's hyper-parameters override
+        # the command line, and import any class that the checkpoint names.
         config = self.config[self.config.subcommand]
         self.checkpoint_name, config.ckpt_path = config.ckpt_path, None
 
@@ -145,14 +145,14 @@ class SuiteCLI(LightningCLI):
         self.run = RunDirectory(Path(config.trainer.default_root_dir) / config.experiment)
         name = self.checkpoint_name
         if name is None and self.subcommand != "fit":
-            name = "best"  # without a checkpoint Lightning would judge random weights
+            name = "best"  # without a checkpoint Lightning would score random weights
         name = None if name == "none" else name
         requeued = self.subcommand == "fit" and int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         if requeued and (self.run.checkpoints / "last.ckpt").exists():
             rank_zero_info(f"SLURM has started this job again: resuming {self.run.path}")
             name = "last"
         if name is None and self.subcommand == "fit":
-            rank_zero_only(self.run.check_unused)()  # the others start when it runs already
+            rank_zero_only(self.run.check_unused)()  # others start when the first already runs
         self.checkpoint = None if name is None else self.run.checkpoint(name)
         self.resume_step = 0 if self.checkpoint is None else read_global_step(self.checkpoint)
 
@@ -160,7 +160,7 @@ class SuiteCLI(LightningCLI):
         """Build data, model and trainer.
 
         Raises:
-            UserError: if one of them refuses its arguments.
+            UserError: if an argument is invalid.
         """
         try:
             super().instantiate_classes()
@@ -179,8 +179,8 @@ class SuiteCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         self.shutdown = GracefulShutdown(find_slurm(plugins))
-        # Shutdown comes first: it stops before the others have seen the next batch. The others
-        # come last: averaged weights are swapped out before a checkpoint is saved.
+        # Shutdown comes first, to stop before other callbacks have seen the next batch. The
+        # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
         engine = [OptimizerSettings(), Reproducibility(int(config.seed_everything))]
         kwargs["callbacks"] = [self.shutdown, *(trainer.callbacks or []), *engine]
         if self.subcommand != "fit":
@@ -206,7 +206,7 @@ class SuiteCLI(LightningCLI):
         optimizer: Optimizer,
         lr_scheduler: LRSchedulerTypeUnion | None = None,
     ) -> Any:
-        """Step the schedule after every optimizer step, by default over the whole training."""
+        """Step the schedule after every optimizer step; by default it spans the whole training."""
         if lr_scheduler is None or isinstance(lr_scheduler, ReduceLROnPlateau):
             return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
         if isinstance(lr_scheduler, WarmupLinearDecay) and lr_scheduler.total_steps is None:
@@ -239,7 +239,7 @@ class SuiteCLI(LightningCLI):
 
         Raises:
             UserError: if memory runs out; names the batch.
-            SystemExit: with a status other than 0 if the run is interrupted.
+            SystemExit: with a non-zero status if the run is interrupted.
         """
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
         is_new = not self.run.path.exists()
@@ -252,8 +252,8 @@ class SuiteCLI(LightningCLI):
 
     def _report(self, error: BaseException) -> NoReturn:
         if isinstance(error, Interrupted | NonFiniteLossError) and not self.trainer.is_global_zero:
-            # All processes stop alike, and the first one says why. It would be killed before if
-            # another one ended with a status other than 0.
+            # All processes stop, and the first one reports the reason. If another process ended
+            # with a non-zero status before that, the first would be killed.
             raise SystemExit(0)
         if isinstance(error, Interrupted):
             self.shutdown.requeue()
@@ -282,7 +282,7 @@ def find_filled(model: Namespace, data: LightningDataModule) -> Iterator[str]:
     """Yield ``argument=value`` for each argument of the model that the data module fills.
 
     Raises:
-        UserError: if the model needs an argument that neither the data nor the configuration has.
+        UserError: if neither the data nor the configuration has an argument that the model needs.
     """
     for source, target in LINKS:
         *parents, argument = target.replace("init_args.", "").split(".")
@@ -303,12 +303,12 @@ def find_filled(model: Namespace, data: LightningDataModule) -> Iterator[str]:
         ):
             raise UserError(
                 f"{node.class_path} needs {argument}, which {type(data).__name__} does not have: "
-                "the data are of another task"
+                "use a data module of the same task"
             )
 
 
 def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:
-    """Return SLURM's environment if the run is a SLURM job that may be started again."""
+    """Return SLURM's environment if the run is a SLURM job that may be requeued."""
     given = [plugin for plugin in plugins if isinstance(plugin, SLURMEnvironment)]
     if not given and SLURMEnvironment.detect():
         given = [SLURMEnvironment()]
@@ -316,7 +316,7 @@ def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:
 
 
 def explain(message: str) -> str:
-    """Return jsonargparse's report as one line; name the new key if an old one was given."""
+    """Return jsonargparse's error as one line; name the new key if an old one was given."""
     for old, new in RENAMED.items():
         if f"'{old}' is not accepted" in message:
             return f"{old} is now {new}: change the configuration"
@@ -324,7 +324,7 @@ def explain(message: str) -> str:
 
 
 def shorten(message: str) -> str:
-    """Return jsonargparse's report on a value as one line: what is wrong, without what it tried."""
+    """Return jsonargparse's error as one line, without the list of types that it tried."""
     noise = re.compile(
         r"Does not validate against|Subtypes:|Errors:|- Expected a <class 'NoneType'>"
         r"|Given value type:|Given value: (Namespace|NestedArg)\("
@@ -334,7 +334,7 @@ def shorten(message: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory was asked for that is not there, on a GPU or a CPU."""
+    """Return whether an error means that GPU or CPU memory ran out."""
     texts = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
@@ -344,12 +344,12 @@ def read_global_step(checkpoint: Path) -> int:
     """Return the number of optimizer steps taken before a checkpoint was written.
 
     Raises:
-        UserError: if the file is no checkpoint.
+        UserError: if the file is not a complete checkpoint.
     """
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         return int(state["global_step"])
-    except Exception as error:  # torch names no class for what a damaged file makes it raise
+    except Exception as error:  # torch raises many types for damaged files
         reason = str(error).partition("\n")[0]
         raise UserError(f"{checkpoint} is not a whole checkpoint of a run ({reason})") from error
 
@@ -358,13 +358,13 @@ def run(args: list[str]) -> None:
     """Run a stage: ``fit``, ``validate``, ``test`` or ``predict`` and its arguments.
 
     Raises:
-        UserError: if the arguments, the data or the checkpoint are not as they should be.
-        SystemExit: with a status other than 0 if the run is interrupted.
+        UserError: if the arguments, the data or the checkpoint are invalid.
+        SystemExit: with a non-zero status if the run is interrupted.
     """
     quieten()
     atexit.register(leave_process_group)
-    # Batches by length have ever new shapes: none of oneDNN's 1,024 cached convolutions is used
-    # again, and between them the heap fragments (+1.4 GB in 48 steps). Read at its first use.
+    # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
+    # and they fragment the heap (+1.4 GB in 48 steps). oneDNN reads the variable at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
         start(args)
@@ -377,15 +377,15 @@ def run(args: list[str]) -> None:
         ) from error
 
 
-class Parsed(Exception):  # noqa: N818 # no error: the way out of LightningCLI's constructor
-    """The command line is read and checked."""
+class Parsed(Exception):  # noqa: N818 # not an error: it leaves LightningCLI's constructor
+    """Raised once the command line is parsed and checked."""
 
     def __init__(self, config: Namespace) -> None:
         self.config = config
 
 
 class ParsingCLI(SuiteCLI):
-    """Read and check the command line; build and run nothing."""
+    """SuiteCLI that parses and checks the command line, but builds and runs nothing."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
@@ -393,7 +393,7 @@ class ParsingCLI(SuiteCLI):
 
 
 def parse(args: list[str]) -> Namespace:
-    """Return the configuration that a stage would run with.
+    """Parse a command line into the configuration that a stage would run with.
 
     Raises:
         UserError: if a key is unknown or a value is not of its type.
@@ -407,7 +407,7 @@ def parse(args: list[str]) -> Namespace:
 
 
 def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
-    """Run a stage with LightningCLI's own exceptions."""
+    """Run a stage; errors are raised as LightningCLI raises them."""
     cli(
         LightningModule,
         LightningDataModule,
@@ -419,7 +419,7 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
         load_from_checkpoint_support=False,
         trainer_defaults={
             "default_root_dir": "runs",
-            "enable_model_summary": False,  # the run says its number of parameters itself
+            "enable_model_summary": False,  # the run logs its number of parameters itself
         },
         parser_kwargs={"exit_on_error": False}
         | {stage: {"exit_on_error": False} for stage in SuiteCLI.subcommands()},
@@ -428,24 +428,24 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
 
 
 NOISE = (
-    # Lightning's advice where it does not apply to this suite.
+    # Advice of Lightning that does not apply to this suite.
     r"`.*\.configure_optimizers` will be overridden by",  # by the optimizer of the configuration
-    r"It is recommended to use `self\.log\(.*sync_dist=True",  # the value is equal everywhere
-    r"You're resuming from a checkpoint that ended before the epoch ended",  # Reproducibility says
-    r"The '.*dataloader' does not have many workers",  # one indexing makes a batch in memory
+    r"It is recommended to use `self\.log\(.*sync_dist=True",  # the value is equal in all processes
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # logged by us
+    r"The '.*dataloader' does not have many workers",  # data in memory need no workers
     r"The number of training batches .* is smaller than the logging interval",
-    r"Checkpoint directory .* exists and is not empty",  # that of the run that is resumed
+    r"Checkpoint directory .* exists and is not empty",  # it is the resumed run's
     r"LightningCLI's args parameter is intended",  # cli.main(args) is called from tests
     r"You're using the WeightAveraging callback, but loading a checkpoint outside",
     # Between libraries.
     r".*LeafSpec.*is deprecated",
 )
-"""Warnings that tell this suite's user nothing, as regular expressions."""
+"""Warnings that do not help this suite's users, as regular expressions."""
 NOISE_LOGGED = ("Tip:", "Loading `train_dataloader` to estimate")
 
 
 def quieten() -> None:
-    """Drop what is only noise to this suite's user; real warnings stay."""
+    """Suppress warnings that are only noise to users; keep the others."""
     for module in ("pytorch_lightning", "lightning_fabric"):
         logger = logging.getLogger(f"{module}.utilities.rank_zero")
         logger.addFilter(lambda record: not any(m in record.getMessage() for m in NOISE_LOGGED))

@@ -1,4 +1,4 @@
-"""One LightningDataModule a data set: get it, check it, split it, batch it."""
+"""One LightningDataModule per data set: get it, check it, split it, batch it."""
 
 from datamodules.boolean import BooleanDataModule
 from datamodules.demo_oct import DemoOCTDataModule

@@ -1,4 +1,4 @@
-"""Inputs of a Boolean function, all or a sample, with slightly perturbed copies."""
+"""Inputs of a Boolean function (all or a sample), with perturbed copies for test."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from networks.boolean import check_interval, interval_labels
 from networks.separability import signs
 
 ENUMERABLE = 20
-"""Maximum dimension whose 2ᴰ inputs are listed: a million."""
+"""Maximum dimension for which all 2ᴰ inputs, about a million, are listed."""
 
 
 class BooleanBatch(NamedTuple):
@@ -21,7 +21,7 @@ class BooleanBatch(NamedTuple):
     Attributes:
         x: (batch, D) inputs.
         y: (batch,) labels, −1 or +1.
-        is_perturbed: (batch,) whether x is a slightly moved copy of an input; only in test.
+        is_perturbed: (batch,) whether x is a perturbed copy of an input; only in test.
     """
 
     x: Tensor
@@ -29,7 +29,7 @@ class BooleanBatch(NamedTuple):
     is_perturbed: Tensor
 
     def describe(self) -> str:
-        """Return the number of inputs, and the inputs."""
+        """Return the number of inputs and their values."""
         return f"a batch of {len(self.x)} inputs ({self.x.tolist()})"
 
 
@@ -48,7 +48,7 @@ class BooleanDataset(Dataset[BooleanBatch]):
 
 
 class BooleanDataModule(SplitDataModule[BooleanDataset]):
-    """f(x) = +1 iff A ≤ Σ xᵢ ≤ B on {−1, +1}ᴰ; all splits are all inputs.
+    """f(x) = +1 iff A ≤ Σ xᵢ ≤ B on {−1, +1}ᴰ; every split has the same inputs.
 
     Args:
         dimension: D.
@@ -95,7 +95,7 @@ class BooleanDataModule(SplitDataModule[BooleanDataset]):
         self.seed = seed
 
     def setup(self, stage: str) -> None:
-        """List, or draw, the inputs of the splits that ``stage`` needs."""
+        """List or draw the inputs of the splits that ``stage`` needs."""
         missing = self.missing_splits(stage)
         if missing:
             generator = torch.Generator().manual_seed(self.seed)

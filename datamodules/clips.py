@@ -1,4 +1,4 @@
-"""Recordings: their headers, and their samples."""
+"""Recordings: headers and samples."""
 
 import math
 import struct
@@ -14,9 +14,9 @@ from torchaudio.functional import resample
 from errors import UserError
 
 LONGEST_CLIP = 600
-"""Seconds; LJ Speech's longest clip has 10."""
+"""Maximum length of a clip in seconds; LJ Speech's longest has 10."""
 LARGEST_RESAMPLER = 10_000_000
-"""Product of two rates without their common factor: number of weights of the filter."""
+"""Maximum number of weights of the resampling filter: product of the rates over gcd²."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """File of the clip, and where it is listed."""
+        """Path of the clip, and where it is listed."""
         return f"{self.path} ({self.source})" if self.source else str(self.path)
 
 
 def inspect_clip(id: str, path: Path, sample_rate: int, source: str = "", text: str = "") -> Clip:
-    """Read the header of a file, and return the clip.
+    """Read the header of a file and return the clip.
 
     Raises:
-        UserError: if the file is missing, unreadable, cut off, empty, longer than `LONGEST_CLIP`,
-            has several channels, or a rate that cannot be resampled.
+        UserError: if the file is missing, unreadable, cut off, empty or longer than
+            `LONGEST_CLIP`, or if it has several channels or a rate that cannot be resampled.
     """
     clip = Clip(id, path, source, 0, text)
     if not path.is_file():
@@ -73,16 +73,16 @@ def inspect_clip(id: str, path: Path, sample_rate: int, source: str = "", text: 
     if header.samplerate // common * (sample_rate // common) > LARGEST_RESAMPLER:
         raise UserError(
             f"{clip.name} has {header.samplerate} Hz; resampling that to {sample_rate} Hz takes "
-            "gigabytes: convert it to a usual rate"
+            "gigabytes: convert it to a common rate"
         )
     samples = -(-header.frames * sample_rate // header.samplerate)  # rounded up, as resample does
     return Clip(id, path, source, samples, text)
 
 
 def count_missing_bytes(path: Path) -> int:
-    """Return how many bytes a WAV file lacks of what the headers of its chunks promise.
+    """Return how many bytes a WAV file is shorter than its chunk headers say.
 
-    The WAV reader itself reads a file that was cut off as a shorter one.
+    The WAV reader itself accepts a truncated file as a shorter clip.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -108,7 +108,7 @@ def read_clip(clip: Clip, sample_rate: int) -> Tensor:
     try:
         with soundfile.SoundFile(str(clip.path)) as file:
             rate = file.samplerate
-            # Block by block: a header may claim more than there is.
+            # Block by block: a header may claim more samples than the file has.
             blocks = list(file.blocks(blocksize=1 << 20, dtype="float32", always_2d=True))
     except soundfile.SoundFileError as error:
         raise UserError(f"{clip.name} cannot be read ({error})") from error

@@ -1,4 +1,4 @@
-"""Generated images that look like retinal OCT scans, with the sign of each disease."""
+"""Generated images that look like retinal OCT scans, with the signs of each disease."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ CORPUS_SEED = 0  # the seed of training does not change the images
 
 
 class DemoOCTDataModule(OCTMNISTDataModule):
-    """Generated images in OCTMNIST's layout, read exactly as OCTMNIST is.
+    """Generated images in OCTMNIST's layout, read exactly like OCTMNIST.
 
     Each image shows the bright and dark layers of a retina. It has a membrane and fluid below them
     (choroidal neovascularization), dark cysts inside (diabetic macular edema), bumps on the lowest

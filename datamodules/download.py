@@ -1,4 +1,4 @@
-"""Download over an unreliable network, and unpack archives safely."""
+"""Download over an unreliable network and unpack archives safely."""
 
 import hashlib
 import shutil
@@ -34,7 +34,7 @@ def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: f
         path: target.
         digest: algorithm and hexadecimal checksum: ``md5:…`` or ``sha256:…``.
         attempts: maximum number of attempts if the connection breaks.
-        timeout: seconds without data after which a connection counts as broken.
+        timeout: seconds without data until a connection counts as broken.
 
     Raises:
         UserError: if the server cannot be reached or refuses, or the checksum is wrong.
@@ -52,7 +52,7 @@ def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: f
                 _continue(url, part, timeout, progress, task)
                 break
             except urllib.error.HTTPError as error:
-                if error.code == 416:  # nothing follows: the part is complete, or wrong
+                if error.code == 416:  # nothing is left to send: the part is complete or wrong
                     break
                 raise UserError(f"{url} answered {error.code} {error.reason}") from error
             except (OSError, HTTPException) as error:
@@ -93,7 +93,7 @@ def check_digest(path: Path, digest: str) -> None:
     """Compare a file's checksum with the expected one, ``md5:…`` or ``sha256:…``.
 
     Raises:
-        UserError: if they differ.
+        UserError: if the checksums differ.
     """
     algorithm, _, expected = digest.partition(":")
     with path.open("rb") as file:

@@ -45,16 +45,16 @@ class LJSpeechDataModule(SpeechDataModule):
         ]
 
     def prepare_data(self) -> None:
-        """Download and unpack the archive if ``root`` does not exist; one process does.
+        """Download and unpack the archive if ``root`` does not exist; runs in one process.
 
         Raises:
-            UserError: if that fails; says what to do instead.
+            UserError: if this fails; says what to do instead.
         """
         if not self.root.exists() and not self._predicts_files():
             self.make_root()
 
     def make_root(self) -> None:
-        """Make ``root``, complete or not at all."""
+        """Create ``root``, complete or not at all."""
         archive = self.root.with_name("LJSpeech-1.1.tar.bz2")
         downloads = not archive.exists()
         if downloads:
@@ -75,10 +75,10 @@ class LJSpeechDataModule(SpeechDataModule):
 
 
 def read_metadata(path: Path) -> list[tuple[str, str, str]]:
-    """Read ``id|transcript|normalized transcript`` lines; the last field is the text.
+    """Read lines ``id|transcript|normalized transcript``; the last field is the text.
 
     Returns:
-        For each line: id of the clip, normalized transcript, name of the line for messages.
+        For each line: clip id, normalized transcript, name of the line for messages.
 
     Raises:
         UserError: if the file is missing or a line is malformed; names the line.
@@ -103,9 +103,9 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file without their ends, and without blank lines at its end.
+    """Yield the lines of a text file without line endings and trailing blank lines.
 
-    A file of one endless line is not read completely.
+    Reading stops at a line that is too long, so an endless line does not fill memory.
 
     Raises:
         UserError: if the file is missing, is not UTF-8, or has a line longer than `LONGEST_LINE`.

@@ -23,18 +23,18 @@ SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 512
 """Minimum number of images per batch without gradients: larger batches are faster."""
 MOST_COMPRESSED = 100
-"""Maximum ratio of unpacked to packed bytes of an array above `SMALL`; scans reach 1.4."""
+"""Maximum ratio of unpacked to packed size of an array above `SMALL`; scans reach 1.4."""
 SMALL = 2**26
-"""Bytes, 64 MiB: an array that unpacks to less is read in any case."""
+"""Unpacked size in bytes (64 MiB) up to which an array is always read."""
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-"""Reader of an array's header, by its version."""
+"""Function that reads an array's header, by header version."""
 
 
 class ImageBatch(NamedTuple):
-    """A batch of images: one optimizer step, or several in a row.
+    """A batch of images for one optimizer step or several.
 
     Attributes:
         indices: (batch,) indices of the images in their data set.
@@ -49,7 +49,7 @@ class ImageBatch(NamedTuple):
     sizes: tuple[int, ...]
 
     def steps(self) -> Iterator["ImageBatch"]:
-        """Return the batch of each optimizer step."""
+        """Yield the batch of each optimizer step."""
         parts = (self.indices, self.images, self.labels)
         for indices, images, labels in zip(*(x.split(self.sizes) for x in parts), strict=True):
             yield ImageBatch(indices, images, labels, (len(indices),))
@@ -88,15 +88,15 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         root: folder of the downloaded files.
         file: file of your own in the same layout, instead of the official one.
         batch_size: maximum number of images per optimizer step and process.
-        steps_per_execution: number of optimizer steps per training batch. The trainer's hooks,
-            which cost more than a step of a small network, then run once for all of them: the
-            progress bar, logging and averaging of weights count these batches.
+        steps_per_execution: number of optimizer steps per training batch. The trainer's hooks cost
+            more than a step of a small network; with this they run once per batch. The progress
+            bar, logging and weight averaging count these batches.
         pixel_divisor: number that pixels are divided by; 255 maps them to [0, 1].
-        augment: transformation of training batches, (batch, channels, height, width) floats to the
-            same, on the model's device.
-        balanced: draw training images so that all classes are equally frequent.
+        augment: transformation of training batches, from float images (batch, channels, height,
+            width) to the same shape, on the model's device.
+        balanced: whether to draw training images so that all classes are equally frequent.
         max_images: maximum number of images per split, the first ones; None takes all.
-        evaluate_on_train: validate and test on the training images.
+        evaluate_on_train: whether to validate and test on the training images.
         seed: seed for shuffling.
 
     Attributes:
@@ -166,10 +166,10 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
     # ------------------------------------------------------------------ getting the data
 
     def prepare_data(self) -> None:
-        """Download the official file if it does not exist; one process does.
+        """Download the official file if it does not exist; runs in one process.
 
         Raises:
-            UserError: if that fails; says what to do instead.
+            UserError: if this fails; says what to do instead.
         """
         if self.path.exists():
             return
@@ -206,10 +206,10 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
             self.datasets[split] = ImageDataset(images, labels)
 
     def read_split(self, split: str) -> tuple[Tensor, Tensor]:
-        """Return images (N, channels, height, width) as uint8 and labels (N,) as int64.
+        """Read images (N, channels, height, width) as uint8 and labels (N,) as int64.
 
         Raises:
-            UserError: if arrays are missing, or of another shape, type or range.
+            UserError: if an array is missing, or has the wrong shape, type or range.
         """
         try:
             with zipfile.ZipFile(self.path) as archive:
@@ -234,7 +234,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         labels = labels.reshape(-1).astype(np.int64)
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(self.class_names):
             raise UserError(
-                f"{self.path}: {split}_labels must be in 0 … {self.class_count - 1}, one at least"
+                f"{self.path}: {split}_labels must be in 0 … {self.class_count - 1}, and not empty"
             )
         images = images[:, None] if self.channels == 1 else images.transpose(0, 3, 1, 2)
         return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels)
@@ -259,7 +259,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         )
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        """Scale pixels, and augment in training, on the model's device."""
+        """Scale pixels and, in training, augment, on the model's device."""
         images = batch.images.float().div_(self.pixel_divisor)
         if self.augment is not None and self.trainer is not None and self.trainer.training:
             images = self.augment(images)
@@ -272,7 +272,7 @@ def class_weights(labels: Tensor) -> Tensor:
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Read an array of an .npz file, if it is as large as its header says.
+    """Read an array of an .npz file, after checking its size against its header.
 
     Raises:
         KeyError: if it does not exist.

@@ -9,18 +9,18 @@ from datamodules.medmnist import MedMNISTDataModule
 from errors import UserError
 
 COURSE_TEST_IMAGES = (182, 55, 42, 250)
-"""Number of test images of each class, the first ones: the course's test set, with the natural
-class priors."""
+"""Number of images of each class in the course's test set, the first ones of the official set. They
+have the natural class priors."""
 
 
 class OCTMNISTDataModule(MedMNISTDataModule):
     """OCTMNIST with the official test set, or with the course's.
 
-    The two are not comparable: guessing the most frequent class gives 0.25 and 0.473.
+    Their scores are not comparable: guessing the most frequent class gives 0.25 and 0.473.
 
     Args:
-        test_protocol: ``official`` takes all test images (1,000, balanced), ``course`` the first
-            182, 55, 42 and 250 of the classes.
+        test_protocol: ``official`` for all test images (1,000, balanced), ``course`` for the first
+            182, 55, 42 and 250 images of the classes.
         kwargs: further arguments of `MedMNISTDataModule`.
     """
 

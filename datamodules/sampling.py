@@ -1,4 +1,4 @@
-"""Samplers of batches: the same everywhere for the same seed and epoch, dealt out to processes."""
+"""Samplers of batches: the same for the same seed and epoch, divided among the processes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from engine import EpochSampler
 
 
 def count_batches(size: int, batch_size: int, world_size: int) -> int:
-    """Return the number of batches per process, so that none is larger and none is empty.
+    """Return the number of batches per process: as few as ``batch_size`` allows, none empty.
 
     Raises:
         ValueError: if there are fewer examples than processes.
@@ -24,19 +24,19 @@ def count_batches(size: int, batch_size: int, world_size: int) -> int:
 
 
 class LengthBucketBatchSampler(EpochSampler):
-    """Put clips of similar length into one batch; each clip once per epoch over all processes.
+    """Batch clips of similar length; each clip comes once per epoch over all processes.
 
-    Clips are sorted by length and cut into as few batches as ``batch_size`` allows, of equal size
-    to within one clip. Every process gets the same number of batches.
+    Clips are sorted by length and cut into as few batches as ``batch_size`` allows. Batch sizes
+    differ by at most one clip. Every process gets the same number of batches.
 
     With ``shuffle``, lengths are first multiplied by a random factor, so that clips are grouped
     differently in each epoch, and the batches come in random order. Both are drawn from
-    (seed, epoch). Without, the longest come first: a batch that does not fit into memory fails at
-    once.
+    (seed, epoch). Without ``shuffle``, the longest clips come first, so that a batch too large for
+    memory fails at once.
 
     Args:
         lengths: lengths of the clips, in any unit.
-        batch_size: maximum number of clips per batch and process; 1 becomes 2 where the number of
+        batch_size: maximum number of clips per batch and process; 1 becomes 2 if the number of
             clips is not a multiple of the number of processes.
         shuffle: whether batches change from epoch to epoch.
         seed: seed for shuffling.
@@ -70,14 +70,14 @@ class LengthBucketBatchSampler(EpochSampler):
 
     def batches(self, start: int) -> Iterator[list[int]]:
         for batch in self.global_batches(self.epoch)[start:]:
-            # Strided, so that the processes of one step hold clips of similar length.
+            # Strided, so that in each step all processes have clips of similar length.
             yield batch[self.rank :: self.num_replicas].tolist()
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         return np.concatenate(self.global_batches(epoch))
 
     def global_batches(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Return the batches of an epoch, each over all processes."""
+        """Return the batches of an epoch; each spans all processes."""
         if not self.shuffle:
             return np.array_split(np.argsort(-self.lengths, kind="stable"), self.count)
         random = np.random.default_rng((self.seed, epoch))
@@ -86,21 +86,21 @@ class LengthBucketBatchSampler(EpochSampler):
         return [batches[i] for i in random.permutation(len(batches))]
 
     def padding(self) -> float:
-        """Return the fraction of the epoch's samples that is padding, one process assumed."""
+        """Return the fraction of the epoch's samples that is padding, assuming one process."""
         batches = self.global_batches(self.epoch)
         padded = sum(len(batch) * self.lengths[batch].max() for batch in batches)
         return float(1 - self.lengths.sum() / padded)
 
 
 class ShuffledBatchSampler(EpochSampler):
-    """Cut a permutation, or a weighted draw, into batches, each once per epoch over all processes.
+    """Cut a permutation or a weighted sample into batches, divided among the processes.
 
-    Batches are of equal size to within one, and every process gets the same number of them. A batch
-    is a tuple of index tensors, one per optimizer step.
+    Sizes of optimizer steps differ by at most one, and every process gets the same number of them.
+    A batch is a tuple of index tensors, one per optimizer step.
 
     Args:
         size: number of examples.
-        batch_size: maximum number of examples per optimizer step and process; 1 becomes 2 where the
+        batch_size: maximum number of examples per optimizer step and process; 1 becomes 2 if the
             number of examples is not a multiple of the number of processes.
         shuffle: whether the order changes with (seed, epoch); otherwise it is 0, 1, 2, ….
         weights: unnormalized probabilities (size,) to draw ``size`` examples with replacement

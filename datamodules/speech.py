@@ -1,4 +1,4 @@
-"""Speech corpora: split, checked, bucketed by length and batched, whatever their layout."""
+"""Speech corpora of any layout: split, checked, bucketed by length and batched."""
 
 import os
 import warnings
@@ -26,7 +26,7 @@ AUDIO_SUFFIXES = {".wav", ".flac"}
 
 
 class Transcript(NamedTuple):
-    """What is spoken in a file.
+    """Transcript of an audio file.
 
     Attributes:
         id: name of the clip, unique in its corpus.
@@ -66,11 +66,11 @@ class SpeechBatch(NamedTuple):
     unreadable: tuple[tuple[str, str], ...] = ()
 
     def target_count(self) -> Tensor:
-        """Return the number of tokens to be predicted: all but the start."""
+        """Return the number of tokens to predict: all but the start token."""
         return (self.token_lengths - 1).sum()
 
     def head(self, count: int) -> "SpeechBatch":
-        """Return the first clips of the batch, with its padding."""
+        """Return the first clips of the batch, with the batch's padding."""
         return self._replace(
             indices=self.indices[:count],
             ids=self.ids[:count],
@@ -81,7 +81,7 @@ class SpeechBatch(NamedTuple):
         )
 
     def describe(self) -> str:
-        """Return the number of clips, what they are padded to, and their names."""
+        """Return the number of clips, their padded length and their names."""
         return (
             f"a batch of {len(self.ids)} clips, padded to {self.seconds:.2f} s and "
             f"{self.tokens.shape[1]} tokens ({', '.join(self.ids)})"
@@ -89,7 +89,7 @@ class SpeechBatch(NamedTuple):
 
 
 class SpeechDataset(Dataset[SpeechBatch]):
-    """Clips, indexed by lists of indices; each list makes a batch of its readable clips.
+    """Clips, indexed by lists of indices; a list yields a batch of its readable clips.
 
     Args:
         clips: clips whose headers were read.
@@ -140,20 +140,20 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         root: folder of the corpus.
         batch_size: maximum number of clips per batch and process.
         splits: fractions of the clips, in order, for training and validation; the rest is for
-            test. The course's on LJ Speech's 13,100 clips give 9,825, 655 and 2,620.
+            test. The defaults are the course's: 9,825, 655 and 2,620 of LJ Speech's 13,100 clips.
         alphabet: characters of the vocabulary; others become ``#``, in the references too.
         max_characters: length that longer transcripts are cut to; None keeps all. The course cuts
             at 97.
         sample_rate: rate in Hz that clips are resampled to.
         max_clips: maximum number of clips per split, the first ones; None takes all.
-        evaluate_on_train: validate and test on the training clips, to check that a model can
-            over-fit them.
+        evaluate_on_train: whether to validate and test on the training clips, to check that a model
+            can over-fit them.
         predict_paths: WAV or FLAC files, or folders searched for them, to transcribe with
-            ``predict``; without any, the test clips.
+            ``predict``; if empty, the test clips.
         max_unreadable_clips: maximum number of clips to skip, per process, because they are missing
             or cannot be read. Each is reported. A batch without any readable clip stops the run.
-        num_workers: number of processes that read clips. None means none without a GPU, because
-            reading costs little beside a model on the same cores, and up to 8 with one.
+        num_workers: number of processes that read clips. None means up to 8 with a GPU. Without a
+            GPU it means 0, because reading costs little compared with a model on the same cores.
         seed: seed for shuffling.
     """
 
@@ -198,10 +198,10 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
 
     @abstractmethod
     def read_transcripts(self) -> list[Transcript]:
-        """Read what is spoken in each clip of ``root``, in the order that they are split in.
+        """Read the transcript of each clip of ``root``, in the order used for splitting.
 
         Raises:
-            UserError: if the corpus is missing or malformed; names the place.
+            UserError: if the corpus is missing or malformed; names the file or line.
         """
 
     def prepare_data(self) -> None:
@@ -214,7 +214,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             raise UserError(f"{self.root} does not exist: set --data.init_args.root")
 
     def longest_transcript(self) -> tuple[int, str]:
-        """Return the number of characters of the longest transcript read, and where it is."""
+        """Return the number of characters in the longest transcript, and its source."""
         clips = [clip for dataset in self.datasets.values() for clip in dataset.clips]
         lengths = [len(self.vocabulary.encode_characters(clip.text)) for clip in clips]
         longest = max(range(len(clips)), key=lengths.__getitem__)
@@ -223,7 +223,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
     # ------------------------------------------------------------------ checking and splitting
 
     def setup(self, stage: str) -> None:
-        """Read transcripts and clip headers of what ``stage`` needs.
+        """Read the transcripts and clip headers that ``stage`` needs.
 
         Raises:
             UserError: if a line or a clip cannot be used; names it.
@@ -258,7 +258,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             try:
                 clip = inspect_clip(id, path, self.sample_rate, source, kept)
             except UserError as error:
-                # It keeps its index: a run that began with it resumes with the same batches.
+                # The clip keeps its index, so a run that started with it keeps its batches.
                 clip = Clip(id, path, source, 0, kept)
                 self._count_unreadable(clip.name, str(error))
             clips.append(clip)
@@ -283,7 +283,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         return {"samples": torch.tensor([clip.samples for clip in self.datasets["train"].clips])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the lengths of clips that cannot be read any more."""
+        """Restore the lengths of clips that can no longer be read."""
         train = self.datasets.get("train")
         if train is not None and len(train) == len(state["samples"]):
             lengths = state["samples"].tolist()

@@ -1,4 +1,4 @@
-"""Base of the data modules: splits, and the loaders that batch them."""
+"""Base class of the data modules: splits and their loaders."""
 
 from abc import abstractmethod
 from typing import Any, Generic, TypeVar
@@ -26,7 +26,7 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
     A subclass fills ``datasets`` in its ``setup`` and implements `make_sampler`.
 
     Attributes:
-        datasets: data sets by split; ``predict`` where it is not the test split.
+        datasets: data sets by split; ``predict`` only if it is not the test split.
     """
 
     def __init__(self) -> None:
@@ -35,11 +35,11 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
 
     @abstractmethod
     def make_sampler(self, split: str, *, shuffle: bool) -> EpochSampler:
-        """Return the batches of a split, those of this process."""
+        """Return the sampler of this process's batches of a split."""
 
     def loader_options(self) -> dict[str, Any]:
         """Return further arguments of `DataLoader`; none for a data set in memory."""
-        # One indexing makes a batch of such a data set: worker processes would only copy.
+        # Such a data set yields a batch by a single indexing; workers would only add copies.
         return {}
 
     @property
@@ -53,7 +53,7 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
         return self.trainer.world_size if self.trainer else 1
 
     def missing_splits(self, stage: str) -> list[str]:
-        """Return the splits that a stage needs and that are not read yet."""
+        """Return the splits that a stage needs and that have not been read yet."""
         return [split for split in NEEDED[TrainerFn(stage)] if split not in self.datasets]
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -70,7 +70,7 @@ class SplitDataModule(LightningDataModule, Generic[Split]):
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return batches of what is to be predicted, by default the test split."""
+        """Return batches to predict, by default the test split, always the same."""
         return self._evaluation_loader("predict" if "predict" in self.datasets else "test")
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:

@@ -9,7 +9,7 @@ class CharacterVocabulary:
     """One token per character, after the tokens start ``<``, stop ``>``, pad ``@``, unknown ``#``.
 
     Args:
-        alphabet: characters with a token of their own; the course's 31 by default. Text is
+        alphabet: characters that have tokens; the course's 31 by default. Text is
             lower-cased first unless the alphabet has upper-case letters.
 
     Raises:
@@ -24,7 +24,7 @@ class CharacterVocabulary:
         for character in alphabet:
             if self.symbols.count(character) > 1:
                 raise ValueError(
-                    f"alphabet has {character!r} twice, or although it is one of {self.special!r}"
+                    f"alphabet must not have {character!r} twice or any of {self.special!r}"
                 )
         self.alphabet = alphabet
         self.lower_case = alphabet == alphabet.lower()
@@ -40,7 +40,7 @@ class CharacterVocabulary:
     def encode_characters(self, text: str) -> list[int]:
         """Return a text's tokens without start and stop; unknown characters become ``#``."""
         text = text.lower() if self.lower_case else text
-        # A special symbol in the text is an unknown character like others.
+        # A special symbol in the text is treated as an unknown character.
         return [
             self.unknown if character in self.special else self._tokens.get(character, self.unknown)
             for character in text

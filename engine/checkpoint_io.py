@@ -1,4 +1,4 @@
-"""Checkpoint files that are there whole or not at all."""
+"""Checkpoint files that are either complete or absent."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ from errors import UserError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, wait for the disk, then rename onto the target.
+    """Write next to the target, sync to disk, then rename onto the target.
 
-    Whatever happens meanwhile (a kill, a full disk, a power cut), the target is the previous
-    checkpoint or the new one. Lightning's own writes to the folder for temporary files first and
-    moves from there, which is a copy if that is another file system.
+    Whatever happens meanwhile (a kill, a full disk, a power cut), the target is either the previous
+    checkpoint or the new one. Lightning's own implementation writes to the temporary folder and
+    then moves the file. If that folder is on another file system, the move is a copy.
     """
 
     def save_checkpoint(
@@ -24,10 +24,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            UserError: if it cannot be written. The previous file is still there.
+            UserError: if it cannot be written; the previous file is kept.
         """
         target = Path(path)
-        # One name for all attempts: the next one overwrites what a kill has left.
+        # The name is always the same, so that the next attempt overwrites a killed one's remains.
         part = target.with_name(f"{target.name}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -23,14 +23,14 @@ class RunCheckpoint(ModelCheckpoint):
     """Keep ``best.ckpt`` by a validation metric, and ``last.ckpt`` to resume from.
 
     ``last.ckpt`` captures the state between two batches. It is written before the first batch of
-    each epoch, when the epoch before is fully logged; every few minutes before another batch; when
+    each epoch, when the previous epoch is fully logged; every few minutes between batches; when
     training is interrupted; at the end of training; and before the first validation, so that there
-    is never a ``best.ckpt`` without it.
+    is never a ``best.ckpt`` without a ``last.ckpt``.
 
     Args:
-        monitor: metric that decides what is best.
+        monitor: metric that decides which checkpoint is best.
         mode: ``min`` or ``max``.
-        minutes: maximum time between two ``last.ckpt`` within an epoch; None writes none there.
+        minutes: maximum time between saves of ``last.ckpt`` within an epoch; None for no saves.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class RunCheckpoint(ModelCheckpoint):
     # ------------------------------------------------------------------ when
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; correct what Lightning makes of a finished epoch under max_steps."""
+        """Start the clock; keep Lightning from repeating a finished epoch under max_steps."""
         super().on_train_start(trainer, pl_module)
         self._saved_at = time.monotonic()
         self._has_last = trainer.strategy.broadcast(self.last_path.exists())
         epochs: Any = trainer.fit_loop.epoch_progress.current
         if epochs.ready == epochs.processed:
-            trainer.fit_loop.epoch_loop.restarting = False  # it would restart the finished epoch
+            trainer.fit_loop.epoch_loop.restarting = False  # else it repeats the finished epoch
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save ``last.ckpt`` if this is a new epoch, or the last one is old."""
+        """Save ``last.ckpt`` if an epoch starts or the latest save is too old."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._has_trained = True
         if not (self._is_saved or self._should_skip(trainer) or accumulates_gradients(trainer)):
@@ -82,7 +82,7 @@ class RunCheckpoint(ModelCheckpoint):
             if is_due:
                 self._save_last(trainer)
         if not pl_module.automatic_optimization:
-            self._note_step(trainer)  # it may take its step at any time from now on
+            self._note_step(trainer)  # the step may come at any time from now on
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -98,7 +98,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._is_saved = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the first ``last.ckpt``; log a validation that is made up for at its own step."""
+        """Save the first ``last.ckpt``; log a repeated validation at its original step."""
         super().on_validation_start(trainer, pl_module)
         if trainer.sanity_checking or self._should_skip(trainer):
             return
@@ -123,7 +123,7 @@ class RunCheckpoint(ModelCheckpoint):
         """
         if self._is_saved or self._should_skip(trainer):
             return
-        # All processes save together. An error in one of them leaves the others waiting.
+        # All processes must save together: after an error in one, the others would wait for it.
         together = isinstance(exception, Interrupted | NonFiniteLossError)
         if (
             (trainer.world_size > 1 and not together)
@@ -164,10 +164,10 @@ class RunCheckpoint(ModelCheckpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Complete a checkpoint of the run, ``last.ckpt`` or another one.
+        """Complete any checkpoint of the run, ``last.ckpt`` or other.
 
         Raises:
-            UserError: if a weight is not finite.
+            UserError: if a weight is non-finite.
         """
         name = find_non_finite(pl_module)
         if name:
@@ -176,7 +176,7 @@ class RunCheckpoint(ModelCheckpoint):
                 f"{self._describe_last()}; resume there with a lower learning rate or "
                 "--trainer.gradient_clip_val"
             )
-        for logger in trainer.loggers:  # a run that resumes here does not log it again
+        for logger in trainer.loggers:  # a run resumed from here does not log these rows again
             logger.save()
         describe_between_batches(checkpoint, validation_cut_off=self._validation_cut_off)
 

@@ -1,4 +1,4 @@
-"""Several processes of one run: exchange results, and end together."""
+"""Communication between the processes of a run: exchange results, end together."""
 
 import gc
 from itertools import chain
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def gather(items: list[Item]) -> list[Item]:
-    """Return the items of all processes, in each of them. All processes must call it."""
+    """Return the items of all processes to each process. All processes must call it."""
     if not torch.distributed.is_initialized():
         return items
     gathered: list[list[Item]] = [[] for _ in range(torch.distributed.get_world_size())]
@@ -21,7 +21,7 @@ def gather(items: list[Item]) -> list[Item]:
 def leave_process_group() -> None:
     """Shut down the communication between processes, if there is any.
 
-    Left to the interpreter's end, its threads can abort the process after all work is done.
+    If this is left to the interpreter, its threads can abort the process after all work is done.
     """
     if torch.distributed.is_initialized():
         gc.collect()  # DistributedDataParallel's reducer holds the group
@@ -29,7 +29,7 @@ def leave_process_group() -> None:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Return whether an exception says that another process of the run has ended."""
+    """Return whether an exception means that another process of the run has ended."""
     texts = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     known = isinstance(error, torch.distributed.DistError)
     return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))

@@ -1,8 +1,8 @@
 """The training loader of exact runs: batch i of epoch e on rank r is always the same batch.
 
-The random numbers that go with it are the same too: the generators of the process (and of the
-worker that reads the batch) are seeded from (seed, epoch, batch, rank). So a run resumes by
-starting the loader at a batch; no generator state has to be saved.
+Its random numbers are the same too: the generators of the process (and of the worker that reads
+the batch) are seeded from (seed, epoch, batch, rank). A run therefore resumes by starting the
+loader at a batch; no generator state has to be saved.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 WORKER_GRACE_SECONDS = 30
-"""How long a loader's worker outlives a SIGTERM."""
+"""How long a loader worker survives a SIGTERM."""
 
 
 class Moment(NamedTuple):
-    """When a random choice is made: all that it may depend on."""
+    """Everything that a random choice may depend on."""
 
     seed: int
     epoch: int
@@ -36,7 +36,7 @@ def seed_generators(moment: Moment, stream: str) -> None:
     """Seed the global generators of PyTorch, numpy and Python.
 
     Args:
-        moment: the batch that the random numbers are for.
+        moment: batch that the random numbers are for.
         stream: name of the consumer; different consumers get independent numbers.
     """
     key = struct.pack("<4q", *moment)
@@ -51,9 +51,9 @@ def seed_generators(moment: Moment, stream: str) -> None:
 
 
 class EpochSampler(DistributedSampler[Any], ABC):
-    """Sampler of whole batches, each a function of the epoch, dealt out to the processes.
+    """Sampler of whole batches: a function of the epoch, divided among the processes.
 
-    Deriving from `DistributedSampler` tells Lightning that the batches are dealt out already.
+    Deriving from `DistributedSampler` tells Lightning that the batches are already divided.
 
     Args:
         seed: seed for shuffling.
@@ -62,16 +62,16 @@ class EpochSampler(DistributedSampler[Any], ABC):
 
     Attributes:
         epoch: epoch to yield the batches of; Lightning sets it through ``set_epoch``.
-        start: number of batches that the next iteration leaves out.
-        run_seed: seed of the training run, set by `ReproducibleLoader`: indices then come in pairs
-            with their `Moment`. None yields them alone.
-        steps_per_execution: maximum number of optimizer steps that the model takes with a batch.
+        start: number of batches that the next iteration skips.
+        run_seed: seed of the training run, set by `ReproducibleLoader`; the sampler then yields
+            pairs of `Moment` and indices. If None, it yields the indices alone.
+        steps_per_execution: maximum number of optimizer steps per batch.
     """
 
     steps_per_execution = 1
 
     def __init__(self, *, seed: int, rank: int, world_size: int) -> None:
-        # Not DistributedSampler's own, which deals out single examples of a data set.
+        # DistributedSampler's own __init__ is skipped: it divides single examples, not batches.
         self.seed = seed
         self.rank = rank
         self.num_replicas = world_size
@@ -81,15 +81,15 @@ class EpochSampler(DistributedSampler[Any], ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the number of batches of an epoch, in each process."""
+        """Return the number of batches per epoch and process."""
 
     @abstractmethod
     def batches(self, start: int) -> Iterable[Any]:
-        """Return the indices of this process's batches of the epoch, from batch ``start`` on."""
+        """Return the indices of this process's batches in the epoch, from batch ``start`` on."""
 
     @abstractmethod
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the examples of an epoch in their order, over all processes."""
+        """Return the indices of an epoch's examples in order, over all processes."""
 
     def __iter__(self) -> Iterator[Any]:
         start, self.start = self.start, 0
@@ -102,11 +102,11 @@ class EpochSampler(DistributedSampler[Any], ABC):
         return Moment(self.run_seed, self.epoch, batch, self.rank)
 
     def count_steps(self, batches: int) -> int:
-        """Return the number of optimizer steps that an epoch of so many batches has."""
+        """Return the number of optimizer steps in an epoch of ``batches`` batches."""
         return batches
 
     def fingerprint(self) -> int:
-        """Return a checksum of the first epoch's order: equal if a run sees the same batches."""
+        """Return a checksum of the first epoch's order, equal for runs with the same batches."""
         return zlib.crc32(self.order(0).astype(np.int64).tobytes())
 
 
@@ -117,17 +117,18 @@ class Progress(Protocol):
 
 
 class ReproducibleLoader(DataLoader[Any]):
-    """DataLoader for training that starts anywhere in an epoch, with the random numbers of there.
+    """Training DataLoader that can start at any batch of an epoch, with its random numbers.
 
     Args:
-        dataset: data set that is indexed by what ``sampler`` yields, one whole batch at a time.
+        dataset: data set indexed by what ``sampler`` yields, one whole batch at a time.
         sampler: batches of each epoch.
         kwargs: further arguments of `DataLoader`.
 
     Attributes:
         seed: seed of the run.
-        progress: trainer's progress in the epoch; None starts at its beginning. `Reproducibility`
-            sets both when training starts.
+        progress: trainer's progress in the epoch; None starts at the first batch.
+
+    `Reproducibility` sets both attributes when training starts.
     """
 
     sampler: EpochSampler
@@ -138,14 +139,14 @@ class ReproducibleLoader(DataLoader[Any]):
             batch_size=None,
             sampler=sampler,
             worker_init_fn=outlive_signals,
-            generator=torch.Generator(),  # the global generator is the model's alone
+            generator=torch.Generator(),  # only the model may use the global generator
             **kwargs,
         )
         self.seed = 0
         self.progress: Progress | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: it starts with the first batch, when Lightning has set the sampler's epoch.
+        # A generator runs at the first batch, after Lightning has set the sampler's epoch.
         sampler = self.sampler
         first = self.progress.ready if self.progress else 0
         sampler.run_seed, sampler.start = self.seed, first
@@ -155,7 +156,7 @@ class ReproducibleLoader(DataLoader[Any]):
 
 
 class _SeededDataset(Dataset[Any]):
-    """A data set that reads each batch with the random numbers of its moment."""
+    """Data set that seeds the generators from its moment before it reads each batch."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -169,9 +170,9 @@ class _SeededDataset(Dataset[Any]):
 def outlive_signals(worker: int) -> None:  # noqa: ARG001 # a DataLoader passes it
     """Let a worker survive the signals that stop training, until the current batch is done.
 
-    A terminal or a scheduler sends them to all processes of a job, and a worker that dies takes
-    training with it. SIGTERM also ends the workers that are left when Python exits: it does so
-    after `WORKER_GRACE_SECONDS`.
+    A terminal or a scheduler sends these signals to all processes of a job, and training fails if
+    a worker dies. Python also sends SIGTERM at exit to end the remaining workers, so they still
+    end, `WORKER_GRACE_SECONDS` later.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""metrics.csv: one file for a run and all its resumptions."""
+"""metrics.csv: one file for a run, however often it is resumed."""
 
 import csv
 from argparse import Namespace
@@ -13,13 +13,12 @@ from torch import Tensor
 class MetricsCSV(Logger):
     """Logger that writes one row per call, with the columns epoch, step and the metrics so far.
 
-    Lightning's CSVLogger deletes the file of the run that is resumed; this one continues it.
+    Lightning's CSVLogger deletes the file when a run is resumed; this one appends to it.
 
     Args:
         folder: folder of ``metrics.csv``.
-        resume_step: number of optimizer steps that the resumed checkpoint has taken. Rows of this
-            step and later ones are dropped, because the run takes these steps again. 0 starts a new
-            file.
+        resume_step: number of optimizer steps taken before the resumed checkpoint. Rows from this
+            step on are dropped, because the run takes these steps again. 0 starts a new file.
     """
 
     name = ""
@@ -67,7 +66,7 @@ class MetricsCSV(Logger):
             self._file = None
 
     def _reopen(self, new: list[str]) -> None:
-        """Open the file with further columns; the first time, drop the steps to be taken again."""
+        """Reopen the file with additional columns; the first time, drop rows of repeated steps."""
         self.finalize("reopen")
         rows = read_rows(self.path)
         if not self._is_started:
@@ -87,7 +86,7 @@ class MetricsCSV(Logger):
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a ``metrics.csv``, each without its empty cells.
 
-    The file may not exist yet, or end in a line that is being written.
+    The file may not exist yet, or its last line may be incomplete.
     """
     if not path.exists():
         return []

@@ -11,12 +11,12 @@ Settings = dict[str, Any]
 
 
 class OptimizerSettings(Callback):
-    """Compare the settings that a run is resumed with to those it was trained with.
+    """Compare a resumed run's settings with those it was trained with.
 
     PyTorch restores optimizers and schedules with their settings, whatever the command line says.
-    Here an optimizer's new settings replace the old ones. A learning rate that a schedule has
-    changed is changed in proportion. Another optimizer is refused, and so is another schedule:
-    nobody knows where in it the run would be.
+    Here an optimizer's new settings replace the old ones. If a schedule has already changed the
+    learning rate, the current rate is scaled in proportion. A different optimizer is refused, and
+    so is a different schedule, because the run's position in it would be undefined.
     """
 
     def __init__(self) -> None:
@@ -24,12 +24,12 @@ class OptimizerSettings(Callback):
         self._before: dict[str, Settings] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the settings; nothing is restored yet."""
+        """Remember the command line's settings, before any are restored."""
         self._now = {}
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 settings = plain(group)
-                # A schedule has changed lr already; initial_lr is what it began with.
+                # A schedule has already changed lr; initial_lr is the value it started from.
                 settings["lr"] = settings.pop("initial_lr", settings["lr"])
                 name = f"optimizer {len(self._now)}"
                 self._now[name] = {"class": type(optimizer).__name__, **settings}
@@ -51,7 +51,7 @@ class OptimizerSettings(Callback):
         """Let the command line's settings win.
 
         Raises:
-            UserError: if it has another optimizer or schedule.
+            UserError: if the optimizer or schedule differs.
         """
         before, self._before = self._before, {}
         if not before:
@@ -73,7 +73,7 @@ class OptimizerSettings(Callback):
 
 
 def describe(kind: str, key: str, old: Any, new: Any) -> str:
-    """Return why a run cannot be resumed with a setting."""
+    """Return the reason why a run cannot be resumed with a setting."""
     what = "optimizer" if kind == "optimizer" else "learning-rate schedule"
     if key == "class":
         return (
@@ -87,7 +87,7 @@ def describe(kind: str, key: str, old: Any, new: Any) -> str:
 
 
 def change_rate(trainer: Trainer, number: int, old: float, new: float) -> None:
-    """Change the learning rate of a parameter group, and with it the base of its schedule."""
+    """Change the learning rate of a parameter group and the base rate of its schedule."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     group = groups[number]
     group["lr"] = group["lr"] * new / old if old else new

@@ -1,8 +1,8 @@
-"""What the engine knows of Lightning's training loop: its counters and how it restarts.
+"""The engine's access to Lightning's training loop: its counters and how it restarts.
 
-Read in the source of pytorch-lightning 2.6.6 (loops/fit_loop.py, training_epoch_loop.py and
-evaluation_loop.py). No other file of the suite touches a private attribute of Lightning;
-tests/engine/test_progress.py fails if one of these is gone:
+Based on the source of pytorch-lightning 2.6.6 (loops/fit_loop.py, training_epoch_loop.py and
+evaluation_loop.py). No other file of the suite uses private parts of Lightning.
+tests/engine/test_progress.py fails if one of these is missing:
 
 - ``_TrainingEpochLoop._batches_that_stepped``: the step that metrics are logged at.
 - the layout of ``checkpoint["loops"]``, whose counters decide where a restarted run continues.
@@ -14,7 +14,7 @@ from pytorch_lightning import Trainer
 
 
 def accumulates_gradients(trainer: Trainer) -> bool:
-    """Return whether gradients were computed that no optimizer step has used yet."""
+    """Return whether there are gradients that no optimizer step has used yet."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     done = progress.current.completed
     # Lightning steps after an epoch's last batch, however many it has accumulated.
@@ -23,23 +23,23 @@ def accumulates_gradients(trainer: Trainer) -> bool:
 
 
 def set_logged_step(trainer: Trainer, step: int) -> None:
-    """Log what comes next at ``step``.
+    """Log the next metrics at ``step``.
 
-    Lightning counts batches. An optimizer step can be one of several of a batch, and on resume
-    Lightning counts one too many if the checkpoint is of a validation.
+    Lightning counts batches, but a batch can hold several optimizer steps. Also, on resume
+    Lightning counts one too many if the checkpoint was written during a validation.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = step  # noqa: SLF001
 
 
 def describe_between_batches(checkpoint: dict[str, Any], *, validation_cut_off: bool) -> None:
-    """Make a checkpoint's counters those between two batches.
+    """Set a checkpoint's counters to the state between two batches.
 
-    Lightning counts a batch as ready once it is fetched. A run that resumes here starts with that
-    batch, or with the validation that was cut off, from its beginning.
+    Lightning counts a batch as ready once it is fetched. A run resumed from here starts that batch
+    again, or the validation that was cut off, from its beginning.
 
     Args:
         checkpoint: checkpoint that is about to be saved.
-        validation_cut_off: whether the validation after the last batch is still to be done.
+        validation_cut_off: whether the validation after the last batch still has to run.
     """
     loops = checkpoint["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]
@@ -48,7 +48,7 @@ def describe_between_batches(checkpoint: dict[str, Any], *, validation_cut_off: 
             counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
         batches["is_last_batch"] = False
     if validation_cut_off:
-        # What Lightning finds when it was stopped within the first batch of a validation.
+        # The counters of a run stopped within the first batch of a validation.
         validation = loops["epoch_loop.val_loop.batch_progress"]
         validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
         validation["current"] = {"ready": 0, "started": 0, "processed": 0, "completed": 0}

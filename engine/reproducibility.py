@@ -1,4 +1,4 @@
-"""Exact resume: the same random numbers, batches and statistics as without the interruption."""
+"""Exact resume: same random numbers, batches and statistics as without the interruption."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,17 +15,17 @@ from engine.training import TrainingModule
 from errors import UserError
 
 KEY = "reproducibility"
-"""Where a checkpoint holds the identity of its run."""
+"""Key of the run's identity in a checkpoint."""
 
 
 class Reproducibility(Callback):
-    """Make training a function of the seed, and resuming a matter of counting batches.
+    """Make training depend on the seed alone, so that resuming only needs a batch count.
 
-    With a `ReproducibleLoader` and a `TrainingModule` a resumed run is exact. Ordinary Lightning
+    With a `ReproducibleLoader` and a `TrainingModule`, a resumed run is exact. Ordinary Lightning
     classes run too: their random numbers are seeded as well, and the log says what is not exact.
 
     Args:
-        seed: seed of the run. A resumed run keeps the one it began with.
+        seed: seed of the run; a resumed run keeps its original seed.
     """
 
     def __init__(self, seed: int) -> None:
@@ -41,13 +41,13 @@ class Reproducibility(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what a resumed run must have in common with this one."""
+        """Add the settings that a resumed run must share with this one."""
         checkpoint[KEY] = self._identity
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep it until the loader is known; keep the seed."""
+        """Keep these settings until the loader is known; restore the seed."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint.get(KEY, {})
             if not self._resumed:
@@ -61,7 +61,7 @@ class Reproducibility(Callback):
         """Connect the loader to the trainer.
 
         Raises:
-            UserError: if the resumed run would not see the batches that it would have seen.
+            UserError: if the resumed run would not see the same batches as the original run.
         """
         loader = trainer.train_dataloader
         self._loader = loader if isinstance(loader, ReproducibleLoader) else None
@@ -89,9 +89,7 @@ class Reproducibility(Callback):
             kind = type(pl_module).__name__
             reasons.append(f"logs means of its remaining batches ({kind} is no TrainingModule)")
         if reasons:
-            rank_zero_info(
-                f"Not exact: an epoch that is resumed in its middle {' and '.join(reasons)}"
-            )
+            rank_zero_info(f"Not exact: an epoch resumed in the middle {' and '.join(reasons)}")
 
     # ------------------------------------------------------------------ random numbers
 
@@ -103,7 +101,7 @@ class Reproducibility(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed the batch of an ordinary loader; ours has done it when it handed the batch over."""
+        """Seed the batch of an ordinary loader; a `ReproducibleLoader` has already done so."""
         if self._loader is None:
             moment = Moment(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
             seed_generators(moment, "model")
@@ -119,7 +117,7 @@ class Reproducibility(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log at the last optimizer step; remember what the next batch changes before its own."""
+        """Log at the last optimizer step; save the running statistics before the next batch."""
         if trainer.global_step > self._step:
             set_logged_step(trainer, trainer.global_step - 1)
         for value, before in self._statistics:
@@ -137,23 +135,23 @@ def check_identity(resumed: dict[str, Any], now: dict[str, Any], within_epoch: b
     """Compare the run that wrote a checkpoint with the one that resumes it.
 
     Raises:
-        UserError: if the number of processes differs, or the batches of an unfinished epoch do.
+        UserError: if the number of processes or the batches of an unfinished epoch differ.
     """
     if resumed["processes"] != now["processes"]:
         raise UserError(
             f"the checkpoint was written by {resumed['processes']} processes and cannot be resumed "
-            f"exactly by {now['processes']}: use as many devices"
+            f"exactly by {now['processes']}: use the same number of devices"
         )
     if within_epoch and any(resumed.get(key) != now[key] for key in ("batches", "fingerprint")):
         raise UserError(
             f"the checkpoint's epochs have {resumed.get('batches')} batches, this configuration's "
-            f"{now['batches']}, and they are not the same: resume with the data, batch_size, "
-            "steps_per_execution, seed and number of devices it was trained with"
+            f"{now['batches']}, and their content differs: resume with the data, batch_size, "
+            "steps_per_execution, seed and number of devices that the run was trained with"
         )
 
 
 def running_statistics(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and value of the statistics that normalization layers collect in training."""
+    """Yield the name and value of each running statistic of the normalization layers."""
     for name, layer in module.named_modules():
         if isinstance(layer, _NormBase):
             for key, value in layer.named_buffers(recurse=False):

@@ -49,7 +49,7 @@ class RunDirectory:
             )
 
     def checkpoint(self, name: str) -> Path:
-        """Return the checkpoint that is called ``last`` or ``best``, or is a file.
+        """Return the path of a checkpoint: ``last``, ``best`` or a file.
 
         Raises:
             UserError: if it does not exist.

@@ -9,8 +9,8 @@ from pytorch_lightning.utilities import rank_zero_info
 class RunStatistics(Callback):
     """Log ``parameters`` once and ``time/epoch``, the seconds of training alone, every epoch.
 
-    They go to the loggers directly. ``self.log`` would have the processes exchange them whenever
-    one process, for its progress bar, asks.
+    They go to the loggers directly. With ``self.log``, the processes would have to communicate
+    whenever the progress bar of one of them asks for metrics.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -29,7 +29,7 @@ class RunStatistics(Callback):
         self._seconds: float | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it where the trainer validates inside the epoch."""
+        """Stop the clock if the trainer validates within the epoch."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._seconds = time.perf_counter() - self._start
 

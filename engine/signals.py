@@ -1,4 +1,4 @@
-"""Graceful shutdown: a signal stops training where it can resume exactly."""
+"""Graceful shutdown: a signal stops training at a point where it can resume exactly."""
 
 import os
 import select
@@ -19,30 +19,31 @@ from engine.progress import accumulates_gradients
 from errors import UserError
 
 GRACE_SECONDS = 60
-"""How long a run may take to the end of its batch after the first SIGTERM."""
+"""How long a run may take to finish its batch after the first SIGTERM."""
 STOP_WATCHING = b"\0"
 REPEAT_SECONDS = 1
-"""A SIGTERM within this time of the first is the same request: schedulers send several."""
+"""A SIGTERM this soon after the first is the same request: schedulers send several."""
 
 
 class Interrupted(SystemExit):
-    """All processes stop between two batches because of a signal."""
+    """A signal has stopped all processes between two batches."""
 
 
 class GracefulShutdown(Callback):
     """Let SIGTERM, Ctrl-C and SLURM's warning stop fit between two batches, in all processes.
 
-    Lightning's handlers act where the signal arrives: SIGUSR1's saves a checkpoint in the middle of
-    a step, and SIGTERM's communicates between processes that may be communicating already. These
-    only take note. Before each batch the processes agree on whether one of them was asked to stop.
+    Lightning's handlers act wherever the signal arrives: the one for SIGUSR1 saves a checkpoint in
+    the middle of a step, and the one for SIGTERM communicates between processes that may already be
+    communicating. The handlers here only record the signal. Before each batch, the processes agree
+    on whether any of them was asked to stop.
 
-    A second Ctrl-C stops at once. A second SIGTERM, or `GRACE_SECONDS` after the first, ends a
-    process that does not come to the end of its batch, even one that hangs in a collective.
+    A second Ctrl-C stops at once. If a process does not finish its batch, even because it hangs in
+    a collective, it ends at a second SIGTERM or `GRACE_SECONDS` after the first.
 
-    Outside of fit, where there is nothing to save, SIGTERM ends the process as it does any other.
+    Outside of fit, where there is nothing to save, SIGTERM ends the process as usual.
 
     Args:
-        slurm: SLURM's environment, if it is to start the job again after its warning.
+        slurm: SLURM's environment, if SLURM should requeue the job after its warning.
     """
 
     def __init__(self, slurm: SLURMEnvironment | None = None) -> None:
@@ -59,7 +60,7 @@ class GracefulShutdown(Callback):
         self._listen()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give SIGTERM its usual effect outside of fit."""
+        """Restore SIGTERM's default effect outside of fit."""
         if trainer.state.fn != "fit":
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -77,7 +78,7 @@ class GracefulShutdown(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Stop watching: from here on, saving may take its time."""
+        """Stop watching: saving has no time limit."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_batch_start(
@@ -103,7 +104,7 @@ class GracefulShutdown(Callback):
             reader, self._pipe = os.pipe()
             os.set_blocking(self._pipe, False)
             signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
-            # A loader's worker is a fork: its signals are not this process's.
+            # A loader worker is a fork: its signals do not concern this process.
             os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
             threading.Thread(target=_watch, args=(reader,), daemon=True).start()
         for number in {signal.SIGTERM, signal.SIGINT, self._requeue_signal} - {0}:
@@ -121,7 +122,7 @@ class GracefulShutdown(Callback):
         if accumulates_gradients(trainer):
             return  # these gradients are not in a checkpoint
         if trainer.global_step == trainer.max_steps:
-            return  # all that is left is a validation, which Lightning would not resume
+            return  # only a validation is left, which Lightning would not resume
         number = self._received
         if trainer.world_size > 1:
             ours = torch.tensor(number, device=trainer.strategy.root_device)
@@ -131,7 +132,7 @@ class GracefulShutdown(Callback):
             raise Interrupted(128 + number)
 
     def requeue(self) -> None:
-        """Ask SLURM to start the job again if it was SLURM that stopped it.
+        """Ask SLURM to requeue the job if SLURM has stopped it.
 
         Raises:
             UserError: if SLURM refuses.
@@ -153,8 +154,8 @@ class GracefulShutdown(Callback):
 def _watch(reader: int) -> None:
     """End a process that does not react to SIGTERM; runs in a thread.
 
-    Python runs signal handlers between two bytecodes of the main thread: never, while that waits
-    in a collective for a process that does not come. The pipe is written in C, at once.
+    Python runs signal handlers between two bytecodes of the main thread, so never while that thread
+    waits in a collective for a process that hangs. The pipe is written in C, immediately.
     """
     first: float | None = None
     while True:

@@ -1,4 +1,4 @@
-"""What training does the same in every task."""
+"""Training logic shared by all tasks."""
 
 import math
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ class NonFiniteLossError(UserError):
 
 
 class TrainingModule(LightningModule):
-    """LightningModule that logs the mean losses of an epoch and stops at a non-finite one.
+    """LightningModule that logs each epoch's mean losses and stops at a non-finite loss.
 
     A task implements `training_losses`. The means, ``train/<name>``, are over all items of all
-    processes. Their sums so far are in the checkpoint, so that an epoch that is interrupted and
-    resumed has the same means.
+    processes. Their partial sums are in the checkpoint, so that an epoch has the same means if it
+    is interrupted and resumed.
 
-    A batch may hold several optimizer steps: the trainer's hooks cost more than a step of a small
-    network. Such a batch has a method ``steps`` that returns the batch of each step.
+    A batch may hold several optimizer steps, because the trainer's hooks cost more than a step of a
+    small network. Such a batch has a method ``steps`` that returns the batch of each step.
 
     Attributes:
-        batch_type: class of the batches that the task understands.
+        batch_type: class of the batches that the task accepts.
         current_batch: latest batch of any stage; None before the first.
     """
 
@@ -47,19 +47,19 @@ class TrainingModule(LightningModule):
         self._pending: list[tuple[Mapping[str, Tensor | float], Tensor | float]] = []
 
     def training_losses(self, batch: Any) -> tuple[Losses, Tensor | float]:
-        """Compute the losses of the batch of one step.
+        """Compute the losses of one step's batch.
 
         Returns:
-            Mean losses by name, of which ``loss`` is minimized, and the number of items that they
-            are means over.
+            Mean losses by name, and the number of items that they are means over. The loss named
+            ``loss`` is minimized.
         """
         raise NotImplementedError
 
     def on_train_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Remember the batch for messages, and check that it is of this task.
+        """Remember the batch for messages, and check its type.
 
         Raises:
-            UserError: if it is not.
+            UserError: if the batch is of another task.
         """
         self.current_batch = batch
         if not isinstance(batch, self.batch_type):
@@ -76,7 +76,7 @@ class TrainingModule(LightningModule):
     # ------------------------------------------------------------------ steps
 
     def setup(self, stage: str) -> None:
-        """Leave the optimizer to the trainer unless a batch has several steps.
+        """Let the trainer take the optimizer steps unless a batch has several.
 
         Raises:
             UserError: if a setting of the trainer needs one step per batch.
@@ -91,7 +91,7 @@ class TrainingModule(LightningModule):
             )
 
     def training_step(self, batch: Any) -> Tensor | None:
-        """Return the loss; or take the steps of a batch that has several."""
+        """Return the loss; for a batch of several steps, take them and return None."""
         if not self.automatic_optimization:
             self._take_steps(batch)
             return None
@@ -118,8 +118,8 @@ class TrainingModule(LightningModule):
                 schedule.step()  # type: ignore[union-attr]
             if self.trainer.global_step == self.trainer.max_steps:
                 break
-        # Checked together, so that a GPU need not be waited for in each step. Nothing is saved of
-        # a batch with a non-finite loss.
+        # Checked together, to avoid waiting for a GPU in each step. A batch with a non-finite loss
+        # is not saved.
         values = torch.stack([losses["loss"] for _, losses, _ in taken]).tolist()
         bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), 0)
         self.check_finite(values[bad], taken[bad][0], first_step + bad)
@@ -127,9 +127,9 @@ class TrainingModule(LightningModule):
             self.add_losses(losses, weight)
 
     def _needs_no_trainer(self) -> bool:
-        """Return whether the trainer's backward and step only add hooks to PyTorch's.
+        """Return whether the trainer's backward and step add nothing but hooks to PyTorch's.
 
-        The hooks, which nothing here uses, cost a fifth of a small network's step.
+        The hooks are not used here, and cost a fifth of a small network's step.
         """
         alone = isinstance(self.trainer.strategy, SingleDeviceStrategy)
         return alone and getattr(self.trainer.precision_plugin, "scaler", None) is None
@@ -141,7 +141,7 @@ class TrainingModule(LightningModule):
         self.count_step_completed()
 
     def count_step_started(self) -> None:
-        """Tell the trainer that an optimizer step begins which it does not take itself."""
+        """Tell the trainer that an optimizer step begins; the trainer does not take it itself."""
         self._step_progress().increment_ready()
 
     def count_step_completed(self) -> None:
@@ -155,7 +155,7 @@ class TrainingModule(LightningModule):
         """Check the schedule.
 
         Raises:
-            UserError: if it needs a validation metric after steps that the trainer does not take.
+            UserError: if it needs a validation metric, but the trainer does not take the steps.
         """
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         plateau = any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules)
@@ -163,10 +163,10 @@ class TrainingModule(LightningModule):
             raise UserError("ReduceLROnPlateau needs --data.init_args.steps_per_execution=1")
 
     def check_finite(self, value: float, batch: Any, step: int) -> None:
-        """Stop all processes if the loss of a step is non-finite in one of them.
+        """Stop all processes if the loss of a step is non-finite in any of them.
 
         Raises:
-            NonFiniteLossError: then; names step and batch.
+            NonFiniteLossError: if a loss is non-finite; names the step and the batch.
         """
         ours = finite = math.isfinite(value)
         if self.trainer.world_size > 1:
@@ -175,14 +175,14 @@ class TrainingModule(LightningModule):
             return
         found = gather([] if ours else [f"{value} on {describe(batch)}"])
         raise NonFiniteLossError(
-            f"the loss of step {step} is {' and '.join(found)}: look at them, lower the learning "
+            f"the loss of step {step} is {' and '.join(found)}: check the data, lower the learning "
             "rate, or set --trainer.gradient_clip_val"
         )
 
     # ------------------------------------------------------------------ means over an epoch
 
     def add_losses(self, losses: Mapping[str, Tensor | float], weight: Tensor | float) -> None:
-        """Add mean losses to the epoch's.
+        """Accumulate mean losses over the epoch.
 
         Args:
             losses: mean losses by name, without gradients.
@@ -191,8 +191,8 @@ class TrainingModule(LightningModule):
         self._pending.append((losses, weight))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Commit the losses of the batch: a batch that fails leaves none."""
-        # With small networks a `self.log` or a metric in each step costs as much as the step.
+        """Commit the losses of the batch, so that a failed batch adds none."""
+        # For small networks, calling `self.log` or a metric in each step costs as much as the step.
         for losses, weight in self._pending:
             for name, loss in losses.items():
                 self._sums[name] = self._sums.get(name, 0.0) + loss * weight
@@ -200,18 +200,18 @@ class TrainingModule(LightningModule):
         self._pending = []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the sums of the losses so far in each process."""
+        """Add each process's loss sums of the current epoch."""
         checkpoint["loss_sums"] = gather([self._to_floats()])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the sums: a run that resumes within an epoch does not start that epoch."""
+        """Restore the loss sums: resuming within an epoch does not call on_train_epoch_start."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             sums = checkpoint.get("loss_sums", [])
             if self.global_rank < len(sums):
                 self._sums, self._weight = sums[self.global_rank]
 
     def on_train_epoch_start(self) -> None:
-        """Start the sums."""
+        """Reset the loss sums."""
         self._sums, self._weight = {}, 0.0
 
     def on_train_epoch_end(self) -> None:
@@ -226,7 +226,7 @@ class TrainingModule(LightningModule):
 
 
 def describe(batch: Any) -> str:
-    """Return size and examples of a batch, for a message."""
+    """Return a batch's size and examples, for messages."""
     if hasattr(batch, "describe"):
         return str(batch.describe())
     return f"a batch of type {type(batch).__name__}"

@@ -1,4 +1,4 @@
-"""One LightningModule a task: loss, metrics, what is logged; a network is injected."""
+"""One LightningModule per task: loss, metrics, logging; the network is injected."""
 
 from lightning_modules.boolean_classifier import BooleanClassifier
 from lightning_modules.classifier import ImageClassifier

@@ -13,21 +13,21 @@ from networks.boolean import BooleanPerceptron, IntervalMLP, interval_labels, si
 from networks.separability import Separation, separate, signs
 
 PROVABLE = 12
-"""Maximum dimension at which training starts with the linear program, a second or two."""
+"""Maximum dimension for which training first solves the linear program, in a second or two."""
 
 
 class BooleanClassifier(TrainingModule):
     """Learn or check f(x) = +1 iff A ≤ Σ xᵢ ≤ B on {−1, +1}ᴰ, with sign(0) = +1.
 
     Logged for training: ``loss`` (hinge). Logged for validation: ``accuracy``. Logged for test:
-    ``accuracy``; ``perturbed_accuracy``, that of the slightly moved copies; ``margin``, the
-    smallest distance of a thresholded pre-activation from 0 on the inputs themselves.
+    ``accuracy``; ``perturbed_accuracy``, the accuracy on perturbed copies; ``margin``, the smallest
+    distance of a thresholded pre-activation from 0 on the unperturbed inputs.
 
     Args:
         network: network from inputs (batch, D) to (batch, 1), with the method ``preactivations``.
-        dimension: D, filled from the data module, as are the others.
-        low: A.
-        high: B.
+        dimension: D, filled from the data module.
+        low: A, filled from the data module.
+        high: B, filled from the data module.
     """
 
     batch_type = BooleanBatch
@@ -49,7 +49,7 @@ class BooleanClassifier(TrainingModule):
         """Check that there is something to train.
 
         Raises:
-            UserError: if there is not.
+            UserError: if the network has no trainable parameters.
         """
         super().setup(stage)
         if stage == "fit" and not any(p.requires_grad for p in self.parameters()):
@@ -62,11 +62,11 @@ class BooleanClassifier(TrainingModule):
         raise UserError("training needs an optimizer, as in configs/boolean_perceptron.yaml")
 
     def on_fit_start(self) -> None:
-        """Log what can be reached, and why."""
+        """Log whether accuracy 1 can be reached, and why."""
         super().on_fit_start()
         name = f"f(x) = +1 iff the sum of {self.dimension} signs is in [{self.low}, {self.high}]"
         if self.dimension > PROVABLE:
-            rank_zero_info(f"{name}. Whether one perceptron can compute it was not decided.")
+            rank_zero_info(f"{name}. Not checked: whether one perceptron can compute it.")
             return
         points = signs(self.dimension)
         labels = interval_labels(torch.from_numpy(points), self.low, self.high)

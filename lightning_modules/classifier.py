@@ -1,4 +1,4 @@
-"""Image classification: the metrics of every classifier, and training by autograd."""
+"""Image classification: metrics of all classifiers, and training by autograd."""
 
 from abc import ABC, abstractmethod
 
@@ -18,11 +18,11 @@ from engine.training import Losses
 
 
 class Classifier(TrainingModule, ABC):
-    """Score a classifier as MedMNIST does: accuracy, and the AUC of one class against the rest.
+    """Score a classifier as MedMNIST does: accuracy, and the AUC of each class against the rest.
 
-    Logged for validation and test: ``loss`` (cross-entropy), ``accuracy`` over all images,
-    ``recall``, the mean over classes (the accuracy if all were equally frequent), and ``auc``, the
-    mean over classes (equal to ``medmnist.Evaluator``'s). Logged for test also: each class's
+    Logged for validation and test: ``loss`` (cross-entropy); ``accuracy`` over all images;
+    ``recall``, the mean over classes (the accuracy if all were equally frequent); and ``auc``, the
+    mean over classes (equal to ``medmnist.Evaluator``'s). Also logged for test: each class's
     ``recall`` and ``ece``, the expected calibration error with 15 bins (Guo et al. 2017). Logged
     for training: the mean ``loss`` of the epoch.
 
@@ -99,8 +99,8 @@ class ImageClassifier(Classifier):
         network: network from images (batch, channels, height, width) to logits (batch, classes).
         class_names: names of the classes, filled from the data module.
         label_smoothing: probability mass spread over all classes in the training target.
-        mirror: whether an image's logits are the mean of its own and its mirror image's, outside
-            training: for images whose class does not depend on left and right.
+        mirror: whether evaluation averages the logits of an image and its mirror image; for images
+            whose class does not depend on left and right.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ImageClassifier(Classifier):
         return (logits + self.network(images.flip(-1))) / 2 if self.mirror else logits
 
     def training_losses(self, batch: ImageBatch) -> tuple[Losses, int]:
-        """Return the cross-entropy of the batch of one step."""
+        """Return the cross-entropy of one step's batch."""
         logits = self.network(batch.images)
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         return {"loss": loss}, len(batch.labels)

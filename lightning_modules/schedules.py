@@ -13,7 +13,7 @@ from errors import UserError
 
 
 def count_steps(trainer: Trainer) -> int:
-    """Return the number of optimizer steps of the whole training.
+    """Return the number of optimizer steps in the whole training.
 
     Raises:
         UserError: if the training has no end.
@@ -31,13 +31,13 @@ def count_steps(trainer: Trainer) -> int:
 class WarmupLinearDecay(LRScheduler):
     """Rise linearly from ``floor`` to 1 over the warm-up, then fall linearly to ``floor``.
 
-    The learning rate is a function of the step and of this configuration alone.
+    The learning rate depends on the step and this configuration alone.
 
     Args:
-        optimizer: optimizer whose learning rates are the peak.
+        optimizer: optimizer whose learning rates are scaled.
         warmup: fraction of all steps during which the rate rises.
         floor: lowest fraction of the peak, at the first and the last step.
-        total_steps: number of optimizer steps of the whole training; None takes the trainer's.
+        total_steps: number of optimizer steps in the whole training; None takes the trainer's.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class WarmupLinearDecay(LRScheduler):
 
     def factor(self, step: int) -> float:
         """Return the fraction of the peak at a step; the floor after the last one."""
-        if self.total_steps is None:  # before training: no step is taken yet
+        if self.total_steps is None:  # before training, when no step has been taken
             return self.floor
         last = max(self.total_steps - 1, 1)
         progress = min(step / last, 1.0)
@@ -69,6 +69,6 @@ class WarmupLinearDecay(LRScheduler):
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the step; the configuration is the command line's."""
+        """Restore the step; keep the command line's configuration."""
         configuration = {"warmup", "floor", "total_steps"}
         super().load_state_dict({k: v for k, v in state_dict.items() if k not in configuration})

@@ -1,4 +1,4 @@
-"""Training of the classifiers from scratch: plain linear algebra."""
+"""Training of classifiers from scratch, with plain linear algebra."""
 
 import numpy as np
 import torch
@@ -14,10 +14,10 @@ from networks.scratch import ScratchNetwork
 class ScratchClassifier(Classifier):
     """Train a numpy network without autograd, on the CPU, in the data module's order of examples.
 
-    The network updates itself after every single example; a batch is the number of examples that it
-    receives at once. Its parameters are in the checkpoint. With several processes each learns from
-    its share of a batch, then their parameters are averaged: iterative parameter mixing (McDonald,
-    Hall and Mann 2010), whose result differs from that of one process.
+    The network updates itself after every single example; a batch only sets how many examples it
+    receives per call. Its parameters are in the checkpoint. With several processes, each learns
+    from its share of a batch, then their parameters are averaged: iterative parameter mixing
+    (McDonald, Hall and Mann 2010), whose result differs from that of one process.
 
     Args:
         network: classifier with hand-written updates.
@@ -27,10 +27,10 @@ class ScratchClassifier(Classifier):
     def __init__(self, network: ScratchNetwork, class_names: list[str]) -> None:
         super().__init__(class_names)
         self.network = network
-        # Tensors over the arrays' own memory: the checkpoint has what the network changes.
+        # Tensors share the arrays' memory, so the checkpoint holds the network's current values.
         self.parameters_ = nn.ParameterDict(
             {
-                # They get no gradients, but DistributedDataParallel needs some that could.
+                # They get no gradients, but DistributedDataParallel needs parameters that could.
                 name: nn.Parameter(torch.from_numpy(array))
                 for name, array in network.parameters.items()
             }
@@ -38,7 +38,7 @@ class ScratchClassifier(Classifier):
 
     @property
     def parameter_count(self) -> int:
-        """Number of parameters that training changes, though not by gradients."""
+        """Number of parameters that training changes, though not by autograd."""
         return sum(array.size for array in self.network.parameters.values())
 
     def configure_optimizers(self) -> Optimizer:
@@ -49,12 +49,12 @@ class ScratchClassifier(Classifier):
         return torch.from_numpy(self.network.scores(to_rows(images)))
 
     def setup(self, stage: str) -> None:
-        """Take the steps here, one batch at a time."""
+        """Take the steps in this class, not in the trainer."""
         super().setup(stage)
         self.automatic_optimization = False
 
     def training_step(self, batch: ImageBatch) -> None:
-        """Update the parameters by one example after another."""
+        """Update the parameters, one example after another."""
         self.count_step_started()
         losses = self.network.update(to_rows(batch.images), batch.labels.numpy())
         if self.trainer.world_size > 1:

@@ -1,4 +1,4 @@
-"""The speech recognition task: losses, metrics, transcripts."""
+"""Speech recognition task: losses, metrics, transcripts."""
 
 from typing import Any
 
@@ -24,18 +24,18 @@ class SpeechRecognizer(TrainingModule):
     """Train a `SpeechToText` network to transcribe speech, and evaluate its transcripts.
 
     Training, validation and test log means over tokens: ``loss``, which is minimized; ``nll``, the
-    negative log-likelihood; and, with a CTC head, ``ctc``. Label smoothing keeps ``loss`` above a
-    floor, 0.66 for a smoothing of 0.1 and 35 tokens; ``nll`` has none. Validation and test also
+    negative log-likelihood; and, with a CTC head, ``ctc``. Label smoothing keeps ``loss`` above
+    0.66 for a smoothing of 0.1 and 35 tokens; ``nll`` has no such floor. Validation and test also
     decode and log ``cer``, ``wer``, ``jaccard``, ``cosine`` and ``damerau_levenshtein``.
 
     Args:
         network: network that predicts the next token from waveforms and the text so far.
         vocabulary: vocabulary of the transcripts; filled from the data module.
         label_smoothing: probability mass spread over all tokens in the training target.
-        ctc_weight: weight of the CTC loss (Graves et al. 2006) of the encoder, in [0, 1); the
-            attention loss weighs the rest. It teaches the encoder the order of the characters early
+        ctc_weight: weight of the encoder's CTC loss (Graves et al. 2006), in [0, 1); the attention
+            loss has the remaining weight. CTC teaches the encoder the order of the characters early
             (Kim et al. 2017, "Joint CTC-attention based end-to-end speech recognition").
-        decoding: search for the transcripts; `GreedySearch` by default.
+        decoding: search that finds the transcripts; `GreedySearch` by default.
 
     Raises:
         ValueError: if ``ctc_weight`` is not in [0, 1), or the network lacks a CTC head to train or
@@ -77,7 +77,7 @@ class SpeechRecognizer(TrainingModule):
                 "cosine": CosineSimilarity(),
                 "damerau_levenshtein": DamerauLevenshteinSimilarity(),
             },
-            # Groups are found by equal states, and all perfect scores have equal states.
+            # Groups are formed from equal states, and all perfect scores have equal states.
             compute_groups=False,
         )
         self.val_losses = losses.clone(prefix="val/")
@@ -86,7 +86,7 @@ class SpeechRecognizer(TrainingModule):
         self.test_scores = scores.clone(prefix="test/")
 
     def setup(self, stage: str) -> None:
-        """Check that the data suit the network.
+        """Check that data and network fit together.
 
         Raises:
             UserError: if the sample rates differ, or a transcript is too long for the decoder.
@@ -105,7 +105,7 @@ class SpeechRecognizer(TrainingModule):
             if characters > maximum:
                 raise UserError(
                     f"{source}: the transcript has {characters} characters, but the decoder's "
-                    f"max_tokens {maximum + 1} allows {maximum}: raise it, or cut with "
+                    f"max_tokens {maximum + 1} allows {maximum}: raise it, or cut transcripts with "
                     f"--data.init_args.max_characters={maximum}"
                 )
 
@@ -125,7 +125,7 @@ class SpeechRecognizer(TrainingModule):
         return {"references": references, "transcripts": transcripts}
 
     def predict_step(self, batch: SpeechBatch) -> list[str]:
-        """Transcribe a batch; its own transcripts are not used."""
+        """Transcribe a batch; its reference transcripts are not used."""
         return self.transcribe(*self.network.encode(batch.waveforms, batch.lengths))
 
     def losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A tiny corpus that is made on the spot, and the command line as a function."""
+"""Tiny generated data sets, and the command line as a function."""
 
 import random
 import signal
@@ -52,14 +52,14 @@ trainer:
 
 
 def speak_tones(text: str, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Speak a text of `LETTERS`: 50 ms of a tone of its own for each."""
+    """Speak a text of `LETTERS`: each letter is 50 ms of its own tone."""
     time = np.arange(int(0.05 * sample_rate)) / sample_rate
     tones = [np.sin(2 * np.pi * (300 + 250 * LETTERS.index(letter)) * time) for letter in text]
     return (0.3 * np.concatenate(tones)).astype(np.float32)
 
 
 def write_corpus(root: Path, clips: int, seed: int = 0) -> Path:
-    """Write so many clips of 4 … 12 letters in LJ Speech's layout, all texts different."""
+    """Write ``clips`` clips of 4 … 12 letters in LJ Speech's layout, all texts different."""
     choice = random.Random(seed)
     texts: dict[str, None] = {}
     while len(texts) < clips:
@@ -76,13 +76,13 @@ def write_corpus(root: Path, clips: int, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of 40 clips, not to be changed."""
+    """A shared corpus of 40 clips; tests must not change it."""
     return write_corpus(tmp_path_factory.mktemp("data") / "tones", 40)
 
 
 @pytest.fixture(scope="session")
 def retinas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of 200 generated images for training and 1,000 for test, not to be changed."""
+    """A shared file of 200 training and 1,000 test images; tests must not change it."""
     path = tmp_path_factory.mktemp("data") / "retinas.npz"
     write_file(path, 200, 28)
     return path
@@ -90,7 +90,7 @@ def retinas(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_tones(tmp_path: Path) -> Path:
-    """A corpus of 8 clips of the test's own."""
+    """A corpus of 8 clips that the test may change."""
     return write_corpus(tmp_path / "tones", 8)
 
 
@@ -122,7 +122,7 @@ def run_cli(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def fail_cli(run_cli: Callable[..., Path]) -> Callable[..., str]:
-    """Run a stage that must end in one line and a status other than 0; return the line."""
+    """Run a stage that must fail with a one-line message; return the message."""
 
     def fail(stage: str, *args: object) -> str:
         with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,4 @@
-"""Run in a process of its own by test_faults.py: read hostile files, report messages and memory."""
+"""Read hostile files; report messages and memory. test_faults.py runs it in a new process."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ from errors import UserError
 
 
 def memory() -> int:
-    """Return the most memory this process has had so far, in MiB."""
+    """Return the peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

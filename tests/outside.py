@@ -9,11 +9,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class PlainModule(LightningModule):
-    """A regression with dropout, batch norm and means over the epoch, all of Lightning's own.
+    """Regression with dropout, batch norm and epoch means, with nothing but Lightning.
 
     Args:
         fail_at: step at which ``training_step`` raises; -1 for none.
-        fail_rank: of several processes, the one that fails.
+        fail_rank: rank of the process that fails.
         stream: file to append each step's examples to.
     """
 

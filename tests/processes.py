@@ -1,4 +1,4 @@
-"""Several command lines, one after another, in each of two processes that train together."""
+"""Run several command lines, one after another, in two processes that train together."""
 
 import json
 import os
@@ -13,10 +13,10 @@ PROCESSES = 2
 
 
 def run_together(commands: list[list[str]], folder: Path) -> list[list[Any]]:
-    """Run command lines in processes of their own, without starting them anew for each.
+    """Run command lines in two new processes, which are started once for all of them.
 
     Returns:
-        For each process the exit statuses, or messages; 0 where the command line ended by itself.
+        For each process, the exit status or message of each command line; 0 if it succeeded.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Callbacks that interrupt training as a scheduler or a fault would, and record its batches."""
+"""Callbacks that interrupt training like a scheduler or a fault, and record its batches."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class Stream(Callback):
-    """Append the batch of each step to a file: number of the step, indices of the examples.
+    """Append the batch of each step to a file: step number and indices of the examples.
 
     Args:
-        path: file to write; with several processes, each has its own, named by its rank.
+        path: file to write; with several processes, one per rank, with the rank as suffix.
     """
 
     def __init__(self, path: str) -> None:
@@ -32,9 +32,9 @@ class StopAt(Callback):
     """Send a signal to this process after a step.
 
     Args:
-        batch: number of training batches finished when the signal comes.
-        validation_batch: number of the validation batch after which it comes; None for after the
-            training batch.
+        batch: number of training batches finished when the signal is sent.
+        validation_batch: index of the validation batch after which it is sent; None sends it after
+            the training batch.
         signal_number: signal to send.
         rank: rank of the process that gets it.
     """
@@ -99,7 +99,7 @@ class HangAt(Callback):
     """Hang in the first batch.
 
     Args:
-        file: file that is created when it hangs.
+        file: file to create when the process hangs.
         rank: rank of the process that hangs.
     """
 
@@ -116,7 +116,7 @@ class HangAt(Callback):
 
 
 class KeepEachLast(Callback):
-    """Copy ``last.ckpt`` after each step, as a kill there would leave it.
+    """Copy ``last.ckpt`` after each step, as a kill at that moment would leave it.
 
     Args:
         folder: folder of the copies, ``<steps taken>.ckpt``.

@@ -87,7 +87,7 @@ def test_a_used_run_directory_is_left_alone(
 def test_the_recognizer_learns_and_test_scores_the_best_checkpoint(
     small: list[str], run_cli: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Tones for letters are easy, but not learned if masks or decoding are wrong."""
+    """Letters spoken as tones are easy, but cannot be learned if masks or decoding are wrong."""
     root = write_corpus(tmp_path / "many", 400)
     args = [*small, "--data.init_args.root", root, "--trainer.max_epochs=25"]
     args += ["--data.init_args.splits=[0.9,0.05]", "--trainer.check_val_every_n_epoch=5"]

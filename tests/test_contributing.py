@@ -41,7 +41,7 @@ def apply(diff: str, root: Path) -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The project with everything that the recipes add, and data for them."""
+    """A copy of the project with everything that the recipes add, and their data."""
     ignored = shutil.ignore_patterns(".*", "data", "runs", "docs", "__pycache__", "*.egg-info")
     root = Path(shutil.copytree(ROOT, tmp_path / "project", ignore=ignored))
     for name, content in FILES:

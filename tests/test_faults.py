@@ -1,4 +1,4 @@
-"""What hits a run from outside: faults in its data, its numbers, its memory; hostile files."""
+"""External faults: in data, numbers and memory; hostile files."""
 
 import errno
 import io
@@ -83,7 +83,7 @@ def test_unreadable_clips_are_skipped_up_to_a_limit(
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
 
 
-# ------------------------------------------------------------------ numbers that are none
+# ------------------------------------------------------------------ non-finite numbers
 
 
 def test_a_loss_that_is_not_finite_stops_before_its_step(
@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(
     fail_cli: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    """A clip of NaNs: the checkpoint is of before it; with the clip repaired the run resumes."""
+    """A clip of NaNs: the checkpoint precedes its batch; with the clip repaired the run resumes."""
     root = write_corpus(tmp_path / "corpus", 20)
     args = [*small, "--data.init_args.root", root, "--data.init_args.batch_size=2"]
     run = run_cli("fit", *args)

@@ -1,4 +1,4 @@
-"""The first ten losses of every configuration, as recorded: a change of the mathematics shows.
+"""First ten losses of every configuration, compared with a record to detect changed mathematics.
 
 ``python -m tests.test_golden [NAME …]`` records them again, all or some, after a change that is
 meant to change them.

@@ -1,4 +1,4 @@
-"""What must hold for any text, any corpus, any number of processes and any place to resume at."""
+"""Properties that hold for any text, corpus, number of processes and point of resume."""
 
 from functools import partial
 

@@ -17,7 +17,7 @@ VOICES = tuple(f"en-us{variant}" for variant in ("", "+m1", "+m3", "+m7", "+f2",
 
 
 def draw_voice(seed: int, id: str) -> Voice:
-    """Return a clip's voice, which depends on (seed, id) alone."""
+    """Return a clip's voice; it depends on (seed, id) alone."""
     choice = random.Random(f"{seed} {id}")
     return Voice(
         name=choice.choice(VOICES),

@@ -11,7 +11,7 @@ CORPUS_SEED = 0  # for sentences and voices; the seed of training does not chang
 
 
 class DemoSpeechDataModule(LJSpeechDataModule):
-    """Sentences of a small grammar, spoken by eSpeak NG, read exactly as LJ Speech is.
+    """Sentences of a small grammar, spoken by eSpeak NG and read exactly like LJ Speech.
 
     All sentences are different, so no validation or test sentence occurs in training.
 

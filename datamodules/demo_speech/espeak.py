@@ -48,8 +48,8 @@ class Voice:
 def link_data() -> Iterator[Path]:
     """Provide eSpeak NG's data as a temporary folder of links, for `speak`.
 
-    Languages have their names in lower case there. So the library finds a voice by its file's name
-    and does not read the files of all 250 voices for it, which would take longer than speaking.
+    The language links have lower-case names. The library then finds a voice by its file name
+    instead of reading the files of all 250 voices, which would take longer than speaking.
 
     Raises:
         UserError: if eSpeak NG is not installed.
@@ -78,10 +78,10 @@ def _import_loader() -> Any:
 
 @contextmanager
 def _start_library(data: Path, seed: int) -> Iterator[ctypes.CDLL]:
-    """Load and start the library, and unload it at the end.
+    """Load and start the library; unload it at the end.
 
-    It keeps the phase of its vibrato, among others, from one utterance to the next. Neither its
-    functions nor stopping and starting it resets them; only loading it again does.
+    The library keeps state, such as the phase of its vibrato, from one utterance to the next. Only
+    loading it again resets that state; its own functions and a restart do not.
     """
     c = ctypes.CDLL(None)
     c.dlclose.argtypes = [ctypes.c_void_p]
@@ -115,9 +115,9 @@ def speak(text: str, voice: Voice, data: Path) -> np.ndarray:
     """Speak a text; the same text and voice give the same samples.
 
     Args:
-        text: any text; read as the voice's language.
+        text: any text, in the voice's language.
         voice: how to speak it.
-        data: folder of `link_data`.
+        data: folder from `link_data`.
 
     Returns:
         Samples at 22,050 Hz as int16, (samples,).
@@ -132,7 +132,7 @@ def speak(text: str, voice: Voice, data: Path) -> np.ndarray:
             pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0  # go on
 
-    callback = _Callback(receive)  # the name keeps it alive while the library has its address
+    callback = _Callback(receive)  # the variable keeps it alive while the library uses it
     with _start_library(data, voice.seed) as library:
         library.espeak_SetSynthCallback(callback)
         if library.espeak_SetVoiceByName(voice.name.encode()) != _OK:

@@ -21,7 +21,7 @@ TIMES = ["yesterday", "tonight", "at noon", "last summer", "every morning", "bef
 
 
 def sentence(choice: random.Random) -> str:
-    """Draw a sentence: someone did something, perhaps at a place or time, or as a question."""
+    """Draw a sentence: a statement, perhaps with a place or time, or a question."""
 
     def noun_phrase(nouns: list[str]) -> str:
         adjective = f"{choice.choice(ADJECTIVES)} " if choice.random() < 0.6 else ""

@@ -17,7 +17,7 @@ NAMES = ["round", "square", "long, thin"]
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Any:
-    """As much of a trainer as the callbacks use."""
+    """Return a stub with the parts of a trainer that the callbacks use."""
     board = MagicMock(spec=TensorBoardLogger)
     return SimpleNamespace(
         default_root_dir=str(tmp_path),

@@ -35,7 +35,7 @@ def test_a_comparison_is_a_table_and_curves(
     assert "test/accuracy" in capsys.readouterr().out
 
 
-def test_missing_unfinished_and_unlike_runs_are_named(
+def test_missing_unfinished_and_incomparable_runs_are_named(
     retinas: Path, small: list[str], tmp_path: Path
 ) -> None:
     image = train("perceptron", retinas, tmp_path, "image")

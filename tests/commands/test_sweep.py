@@ -147,7 +147,7 @@ def test_a_sweep_that_cannot_run_is_refused_before_its_first_trial(
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_cannot_be_read_is_refused_in_one_line(retinas: Path, tmp_path: Path) -> None:
+def test_unreadable_files_and_urls_are_refused_in_one_line(retinas: Path, tmp_path: Path) -> None:
     command = write_sweep(tmp_path, retinas, [0.1])
     (tmp_path / "rates.yaml").write_text("configs: [")
     for extra, message in (([], "rates.yaml"), (["--config", "missing.yaml"], "missing.yaml")):
@@ -191,7 +191,7 @@ def test_draws_depend_on_the_run_and_not_on_the_process(
 
 
 @pytest.mark.slow
-def test_a_killed_sweeps_fit_goes_on_and_is_not_run_twice(retinas: Path, tmp_path: Path) -> None:
+def test_a_killed_sweeps_fit_continues_and_is_not_run_twice(retinas: Path, tmp_path: Path) -> None:
     epochs = 200
     args = write_sweep(tmp_path, retinas, [0.01, 0.1], epochs)
     process = start(args)
@@ -211,7 +211,7 @@ def test_a_killed_sweeps_fit_goes_on_and_is_not_run_twice(retinas: Path, tmp_pat
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_an_interrupted_sweep_goes_on_and_its_run_resumes(
+def test_an_interrupted_sweep_continues_and_its_run_resumes(
     number: signal.Signals, retinas: Path, tmp_path: Path
 ) -> None:
     args = write_sweep(tmp_path, retinas, [0.01], 100_000)

@@ -20,10 +20,10 @@ class Server:
     """A file server on the loopback address that breaks connections when asked to.
 
     Attributes:
-        content: what it serves.
+        content: bytes to serve.
         break_after: bytes after which each of the next connections breaks.
-        ranges: the Range headers it was asked with.
-        status: what it answers instead, if not None.
+        ranges: Range headers of the requests so far.
+        status: status code to answer with instead; None serves the content.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -135,7 +135,7 @@ def test_a_missing_image_set_is_downloaded_and_checked(
     assert files_below(tmp_path / "sets") == ["octmnist.npz"]
 
 
-def test_a_broken_download_goes_on_where_it_was_in_one_run_and_in_the_next(
+def test_a_broken_download_continues_where_it_stopped_in_one_run_and_in_the_next(
     serve: Callable[[bytes], Server], tmp_path: Path
 ) -> None:
     content = bytes(range(256)) * 64
@@ -204,7 +204,7 @@ def hostile(kind: str) -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize("kind", ["parent", "link", "device"])
-def test_an_archive_that_reaches_out_is_refused_whole(
+def test_an_archive_that_would_write_outside_its_folder_is_refused(
     kind: str, tmp_path: Path, own_tones: Path
 ) -> None:
     folder = tmp_path / "data"

@@ -124,7 +124,7 @@ def spoil(kind: str, root: Path) -> None:
         ("no metadata", r"metadata\.csv does not exist: .*tones is not in LJ Speech's layout"),
     ],
 )
-def test_what_is_wrong_with_the_corpus_is_named(kind: str, message: str, own_tones: Path) -> None:
+def test_errors_in_the_corpus_are_named(kind: str, message: str, own_tones: Path) -> None:
     spoil(kind, own_tones)
     with pytest.raises(UserError, match=message):
         LJSpeechDataModule(root=str(own_tones)).setup("fit")
@@ -149,7 +149,7 @@ def test_a_clip_that_changes_during_the_run_is_named(own_tones: Path) -> None:
         data.on_before_batch_transfer(batch, 0)
 
 
-def test_splits_and_batch_sizes_that_make_no_sense_are_refused() -> None:
+def test_invalid_splits_and_batch_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size 0"):
         LJSpeechDataModule(batch_size=0)
     with pytest.raises(ValueError, match=r"splits \(0.9, 0.2\)"):

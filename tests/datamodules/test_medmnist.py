@@ -91,7 +91,7 @@ def test_balanced_sampling_draws_all_classes_equally() -> None:
 
 @pytest.mark.parametrize("steps_per_execution", [1, 4, 1000])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_each_image_comes_once_an_epoch_whatever_is_handed_over_together(
+def test_each_image_comes_once_per_epoch_for_any_number_of_steps_per_execution(
     world_size: int, steps_per_execution: int
 ) -> None:
     seen: list[int] = []
@@ -141,9 +141,7 @@ def test_augmentation_is_for_training_alone(file: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_with_a_file_is_named(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_errors_in_a_file_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = colour_file(tmp_path / "blood.npz", **changes)
     data = MedMNISTDataModule(flag="bloodmnist", file=str(path))
     with pytest.raises(UserError, match=message) as raised:
@@ -181,7 +179,7 @@ def test_the_official_file_is_checked_and_a_missing_one_is_named(tmp_path: Path)
         ({"steps_per_execution": 0}, "steps_per_execution 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MedMNISTDataModule(**settings)
 

@@ -35,7 +35,7 @@ def pairs(tones: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_corpus_in_a_layout_of_ones_own_needs_one_method(
+def test_a_corpus_in_a_custom_layout_needs_one_method(
     pairs: Path, small: list[str], run_cli: Callable[..., Path]
 ) -> None:
     data = ["--data", "tests.datamodules.test_speech.PairsDataModule"]
@@ -57,7 +57,7 @@ def test_the_layout_changes_nothing_but_where_clips_are_found(pairs: Path, tones
     assert torch.equal(ours.tokens, theirs.tokens)
 
 
-def test_what_is_wrong_with_it_is_named(pairs: Path, tmp_path: Path) -> None:
+def test_errors_in_a_custom_corpus_are_named(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere does not exist: set --data\.init_args\.root"):
         PairsDataModule(str(tmp_path / "nowhere")).prepare_data()
     (pairs / "T-001.flac").unlink()

@@ -28,7 +28,7 @@ TASKS = [
 
 
 def arguments(task: str, small: list[str], retinas: Path) -> list[str]:
-    """Return those of a run of two epochs of a few steps each, with every kind of randomness."""
+    """Return the arguments of a run: two epochs of a few steps, with every kind of randomness."""
     if "recognizer" in task:
         network = "--model.init_args.network.init_args"
         args = [*small, f"{network}.encoder.init_args.dropout=0.1", "--data.init_args.batch_size=6"]
@@ -100,7 +100,7 @@ def final_state(run: Path) -> dict[str, Any]:
 
 
 def curves(run: Path) -> list[dict[str, str]]:
-    """Everything logged, except times and what is logged once per start."""
+    """Return all logged rows, except times and what is logged once per start."""
     once = ("time/", "parameters")
     rows = [
         {name: value for name, value in row.items() if not name.startswith(once)}

@@ -1,4 +1,4 @@
-"""A run that is resumed with another configuration: what is followed, what is refused."""
+"""Runs resumed with another configuration: what is adopted, what is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_resuming_with_other_batches_is_refused_and_harms_nothing(
 def test_the_command_lines_optimizer_wins_over_the_checkpoints(
     retinas: Path, small: list[str], run_cli: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Half the learning rate, over a schedule that is the same fraction of it as before."""
+    """Halve the learning rate; the schedule scales it by the same fractions as before."""
     experiment = arguments("cnn", small, retinas)
     run = run_cli("fit", *experiment)
     rates = [float(row["lr-SGD"]) for row in curves(run) if "lr-SGD" in row]

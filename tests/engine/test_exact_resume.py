@@ -1,4 +1,4 @@
-"""A run that is interrupted anywhere and resumed ends as if nothing had happened, bit for bit."""
+"""A run interrupted anywhere and resumed ends bit for bit as without the interruption."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ def experiment(request: pytest.FixtureRequest, small: list[str], retinas: Path) 
     return arguments(request.param, small, retinas)
 
 
-def test_a_run_interrupted_at_any_step_ends_as_if_it_was_not(
+def test_a_run_interrupted_at_any_step_ends_as_without_the_interruption(
     experiment: list[str], run_cli: Callable[..., Path], tmp_path: Path
 ) -> None:
     stream = tmp_path / "whole"
@@ -107,7 +107,7 @@ def test_a_validation_that_is_cut_off_is_run_again(
 def test_a_run_that_fails_within_a_step_resumes_before_it(
     task: str, small: list[str], retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Whatever moment `last.ckpt` captures: no batch is repeated, none is left out."""
+    """Whatever moment `last.ckpt` captures, no batch is repeated or skipped."""
     experiment = arguments(task, small, retinas)
     run = run_cli("fit", *experiment)
     whole, logged = final_state(run), curves(run)
@@ -169,7 +169,7 @@ def test_the_same_seed_twice_gives_the_same_losses(
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_as_without_the_kills(tmp_path: Path) -> None:
     """SIGKILL 60 times, during saves too; temporary files on another file system."""
     command = [sys.executable, "cli.py", "fit", "--config", "configs/boolean_perceptron.yaml"]
     command += [*QUIET, "--data.init_args.dimension=6", "--data.init_args.batch_size=16"]

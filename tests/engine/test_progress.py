@@ -1,4 +1,4 @@
-"""What the engine relies on in Lightning's inside is there."""
+"""Lightning still has the internals that the engine relies on."""
 
 import copy
 from importlib.metadata import version

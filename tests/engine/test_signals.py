@@ -1,4 +1,4 @@
-"""Signals to runs as a user starts them: progress bar and all defaults."""
+"""Signals sent to runs as users start them, with a progress bar and all defaults."""
 
 import os
 import re
@@ -19,7 +19,7 @@ PLAIN = ["--model=tests.outside.PlainModule", "--data=tests.outside.PlainDataMod
 
 
 class Started:
-    """A command line in a session of its own, with its output in a file.
+    """A command line in its own session, with its output in a file.
 
     Args:
         args: arguments of ``cli.py``.
@@ -85,7 +85,7 @@ TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=d
 
 
 @pytest.mark.parametrize("task", ["images", "speech"])
-def test_two_processes_with_all_defaults_come_to_their_end(
+def test_two_processes_with_all_defaults_finish(
     task: str, retinas: Path, small: list[str], tmp_path: Path, started: list[Started]
 ) -> None:
     """The progress bar asks for metrics in one process only, which must not communicate."""
@@ -160,7 +160,7 @@ def test_ordinary_lightning_classes_are_stopped_resume_test_and_predict(
     fit.process.send_signal(signal.SIGTERM)
     output = fit.end()
     assert fit.process.returncode == 143, output
-    assert output.count("Not exact: an epoch that is resumed in its middle") == 1
+    assert output.count("Not exact: an epoch resumed in the middle") == 1
     assert "DataLoader is not an engine loader" in output
     assert "PlainModule is no TrainingModule" in output
     assert "Traceback" not in output
@@ -199,7 +199,7 @@ def test_a_second_sigterm_ends_a_run_that_hangs_in_a_collective(
     assert "error: stopped by a second SIGTERM within a batch" in output
 
 
-def test_a_run_that_does_not_come_to_the_end_of_its_batch_ends_after_the_grace_period(
+def test_a_run_that_does_not_finish_its_batch_ends_after_the_grace_period(
     retinas: Path, tmp_path: Path, started: list[Started]
 ) -> None:
     hang = ["--trainer.callbacks+=tests.stopping.HangAt"]

@@ -79,7 +79,7 @@ def test_a_perceptron_learns_what_it_can(
         ),
     ],
 )
-def test_what_makes_no_sense_is_named(
+def test_invalid_settings_are_named(
     stage: str, name: str, extra: list[str], message: str, fail_cli: Callable[..., str]
 ) -> None:
     config = str(CONFIGS / f"boolean_{name}.yaml")

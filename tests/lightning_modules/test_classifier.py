@@ -66,7 +66,7 @@ def test_test_scores_equal_medmnists_evaluator(
 def test_the_scratch_network_is_in_its_checkpoint(
     retinas: Path, run_cli: Callable[..., Path]
 ) -> None:
-    """Logistic regression over two runs, resumed, equals the same update for update in torch."""
+    """Logistic regression, trained and resumed, equals a torch version update for update."""
     args = [*arguments("logistic_regression_scratch", retinas), "--data.init_args.max_images=50"]
     run_cli("fit", *args, "--trainer.max_epochs=1")
     run = run_cli("fit", *args, "--trainer.max_epochs=2", "--ckpt_path=last")
@@ -136,7 +136,7 @@ def test_several_steps_of_one_execution_are_the_steps_one_by_one(
         ),
     ],
 )
-def test_what_several_steps_at_once_exclude_is_named(
+def test_settings_incompatible_with_several_steps_per_execution_are_named(
     args: list[str], message: str, retinas: Path, fail_cli: Callable[..., str]
 ) -> None:
     assert message in fail_cli("fit", *arguments("mlp", retinas), *args)
