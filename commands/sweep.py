@@ -149,7 +149,7 @@ class Sweep:
         except Exception as error:  # each database driver has its own exceptions
             raise UserError(f"cannot open the study: {' '.join(str(error).split())}") from error
         if self.study.user_attrs.get("search", search) != search:
-            raise UserError(f"{self.folder} has other values: rename the YAML or delete this one")
+            raise UserError(f"{self.folder} has other values: rename the YAML or delete the folder")
         self.study.set_user_attr("search", search)
         queue = [()] * count if count != "grid" else itertools.product(*search.values())
         known = self.trials()

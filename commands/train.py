@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, NoReturn
 
 import torch
@@ -80,9 +81,11 @@ class SaveFitConfig(SaveConfigCallback):
     """Save the configuration of fit as ``config.yaml``; the other stages leave it alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save at the start of fit."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Wait: a run that refuses to resume keeps its configuration."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save when training starts."""
+        super().setup(trainer, pl_module, "fit")
 
 
 class SuiteCLI(LightningCLI):
@@ -151,9 +154,11 @@ class SuiteCLI(LightningCLI):
         if requeued and (self.run.checkpoints / "last.ckpt").exists():
             rank_zero_info(f"SLURM has started this job again: resuming {self.run.path}")
             name = "last"
-        if name is None and self.subcommand == "fit":
-            rank_zero_only(self.run.check_unused)()  # others start when the first already runs
         self.checkpoint = None if name is None else self.run.checkpoint(name)
+        home = self.run.checkpoints.absolute()
+        is_resumed = self.checkpoint is not None and self.checkpoint.absolute().parent == home
+        if self.subcommand == "fit" and not is_resumed:
+            rank_zero_only(self.run.check_unused)()  # others start when the first already runs
         self.resume_step = 0 if self.checkpoint is None else read_global_step(self.checkpoint)
 
     def instantiate_classes(self) -> None:
@@ -179,9 +184,12 @@ class SuiteCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         self.shutdown = GracefulShutdown(find_slurm(plugins))
+        # False leaves the initial weights unseeded; training is seeded in any case.
+        seed = config.seed_everything
+        seed = SystemRandom().getrandbits(31) if seed is False else seed
         # Shutdown comes first, to stop before other callbacks have seen the next batch. The
         # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
-        engine = [OptimizerSettings(), Reproducibility(int(config.seed_everything))]
+        engine = [OptimizerSettings(), Reproducibility(seed)]
         kwargs["callbacks"] = [self.shutdown, *(trainer.callbacks or []), *engine]
         if self.subcommand != "fit":
             kwargs["logger"] = False
@@ -246,7 +254,9 @@ class SuiteCLI(LightningCLI):
         try:
             stage(**{**kwargs, "ckpt_path": checkpoint, "weights_only": True})
         except BaseException as error:
-            if is_new and not self.run.holds_run() and self.trainer.is_global_zero:
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
+            is_untouched = is_new and not progress.completed and not self.run.holds_run()
+            if is_untouched and self.trainer.is_global_zero:
                 shutil.rmtree(self.run.path, ignore_errors=True)
             self._report(error)
 
@@ -264,6 +274,8 @@ class SuiteCLI(LightningCLI):
                 f"out of memory ({str(error).partition('. ')[0]}) at {at}: lower "
                 "--data.init_args.batch_size"
             ) from error
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            raise SystemExit(130)  # Lightning's own is 1
         if is_lost_peer(error):
             raise UserError("another process of this run has ended: see its message") from error
         raise error

@@ -128,6 +128,7 @@ class RunCheckpoint(ModelCheckpoint):
         if (
             (trainer.world_size > 1 and not together)
             or accumulates_gradients(trainer)
+            or is_within_epoch_end(trainer)
             or self._is_within_step(trainer)
             or find_non_finite(pl_module)
         ):
@@ -149,6 +150,20 @@ class RunCheckpoint(ModelCheckpoint):
         return is_unfinished and self._stepping_batch == progress.total.completed
 
     # ------------------------------------------------------------------ what
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore which checkpoint is the best, also in a run directory that was moved."""
+        best = Path(self.dirpath or "") / "best.ckpt"
+        if best.exists():
+            scores = state_dict["best_k_models"].values()
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_model_path": str(best),
+                "kth_best_model_path": str(best),
+                "best_k_models": dict.fromkeys([str(best)] * len(scores), *scores),
+            }
+        super().load_state_dict(state_dict)
 
     def _save_last(self, trainer: Trainer, *, validation_cut_off: bool = False) -> None:
         self._validation_cut_off = validation_cut_off
@@ -186,6 +201,12 @@ class RunCheckpoint(ModelCheckpoint):
         if self._saved_step is None:
             return "last.ckpt is the one that this run started from"
         return f"last.ckpt is of step {self._saved_step}"
+
+
+def is_within_epoch_end(trainer: Trainer) -> bool:
+    """Return whether an epoch is over, but not completely logged."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return bool(epochs.processed != epochs.completed)
 
 
 def find_non_finite(module: nn.Module) -> str | None:

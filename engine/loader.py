@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-WORKER_GRACE_SECONDS = 30
+WORKER_GRACE_SECONDS = 600
 """How long a loader worker survives a SIGTERM."""
 
 

@@ -70,7 +70,7 @@ class MetricsCSV(Logger):
         self.finalize("reopen")
         rows = read_rows(self.path)
         if not self._is_started:
-            rows = [row for row in rows if int(row["step"]) < self.resume_step]
+            rows = [row for row in rows if int(row.get("step", -1)) < self.resume_step]
         self._is_started = True
         self._columns += sorted({*new, *(key for row in rows for key in row)} - {*self._columns})
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ evaluation_loop.py). No other file of the suite uses private parts of Lightning.
 tests/engine/test_progress.py fails if one of these is missing:
 
 - ``_TrainingEpochLoop._batches_that_stepped``: the step that metrics are logged at.
+- ``_FitLoop._restarting``: whether an epoch that was resumed has still to end.
 - the layout of ``checkpoint["loops"]``, whose counters decide where a restarted run continues.
 """
 
@@ -29,6 +30,11 @@ def set_logged_step(trainer: Trainer, step: int) -> None:
     Lightning counts one too many if the checkpoint was written during a validation.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = step  # noqa: SLF001
+
+
+def finish_restart(trainer: Trainer) -> None:
+    """Treat the end of a resumed epoch as any other: Lightning would not step ReduceLROnPlateau."""
+    trainer.fit_loop._restarting = False  # noqa: SLF001
 
 
 def describe_between_batches(checkpoint: dict[str, Any], *, validation_cut_off: bool) -> None:

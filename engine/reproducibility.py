@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from engine.loader import Moment, ReproducibleLoader, seed_generators
-from engine.progress import set_logged_step
+from engine.progress import finish_restart, set_logged_step
 from engine.training import TrainingModule
 from errors import UserError
 
@@ -63,40 +63,52 @@ class Reproducibility(Callback):
         Raises:
             UserError: if the resumed run would not see the same batches as the original run.
         """
-        loader = trainer.train_dataloader
-        self._loader = loader if isinstance(loader, ReproducibleLoader) else None
+        self._connect(trainer)
         self._identity = {"seed": self.seed, "processes": trainer.world_size}
-        if self._loader is None:
-            self._seed_epoch(trainer)
-        else:
-            self._loader.seed = self.seed
-            self._loader.progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        if self._loader is not None:
             self._identity |= {
                 "batches": len(self._loader),
                 "fingerprint": self._loader.sampler.fingerprint(),
             }
             if self._resumed:
                 check_identity(self._resumed, self._identity, trainer.fit_loop.restarting)
-        self._say_what_is_not_exact(pl_module, loader)
+        self._say_what_is_not_exact(pl_module, trainer.train_dataloader)
         self._statistics = [(value, value.clone()) for _, value in running_statistics(pl_module)]
+
+    def _connect(self, trainer: Trainer) -> None:
+        loader = trainer.train_dataloader
+        self._loader = loader if isinstance(loader, ReproducibleLoader) else None
+        if self._loader is not None:
+            self._loader.seed = self.seed
+            self._loader.progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        else:
+            moment = Moment(self.seed, trainer.current_epoch, 0, trainer.global_rank)
+            seed_generators(moment, "epoch")
 
     def _say_what_is_not_exact(self, pl_module: LightningModule, loader: Any) -> None:
         reasons = []
         if self._loader is None:
             kind = type(loader).__name__
-            reasons.append(f"sees its first batches again ({kind} is not an engine loader)")
+            reasons.append(f"shuffles anew ({kind} is not an engine loader)")
         if not isinstance(pl_module, TrainingModule):
             kind = type(pl_module).__name__
-            reasons.append(f"logs means of its remaining batches ({kind} is no TrainingModule)")
+            reasons.append(f"logs means of its later batches ({kind} is no TrainingModule)")
         if reasons:
-            rank_zero_info(f"Not exact: an epoch resumed in the middle {' and '.join(reasons)}")
+            rank_zero_info(f"Not exact: an epoch that is resumed {' and '.join(reasons)}")
 
     # ------------------------------------------------------------------ random numbers
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed the shuffling of an ordinary loader."""
-        if self._loader is None:
-            self._seed_epoch(trainer)
+        """Connect the loader, which may be a new one; seed the shuffling of an ordinary one."""
+        self._connect(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let all processes compute the epoch's metrics; a resumed epoch ends as any other.
+
+        The progress bar of the first process would compute them alone, and wait for the others.
+        """
+        _ = trainer.callback_metrics
+        finish_restart(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -107,10 +119,6 @@ class Reproducibility(Callback):
             seed_generators(moment, "model")
         self._step = trainer.global_step
         set_logged_step(trainer, self._step)
-
-    def _seed_epoch(self, trainer: Trainer) -> None:
-        moment = Moment(self.seed, trainer.current_epoch, 0, trainer.global_rank)
-        seed_generators(moment, "epoch")
 
     # ------------------------------------------------------------------ the state after a batch
 

@@ -15,12 +15,13 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
+from engine.distributed import gather
 from engine.progress import accumulates_gradients
 from errors import UserError
 
 GRACE_SECONDS = 60
 """How long a run may take to finish its batch after the first SIGTERM."""
-STOP_WATCHING = b"\0"
+STOP_WATCHING, BATCH_DONE = b"\0", b"\xff"  # beside the numbers of signals
 REPEAT_SECONDS = 1
 """A SIGTERM this soon after the first is the same request: schedulers send several."""
 
@@ -50,6 +51,7 @@ class GracefulShutdown(Callback):
         self._received = 0
         self._requeue_signal = int(slurm.requeue_signal or 0) if slurm else 0
         self._pipe: int | None = None
+        self._agrees_in_validation = True
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, which gives them back after fit."""
@@ -60,12 +62,17 @@ class GracefulShutdown(Callback):
         self._listen()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore SIGTERM's default effect outside of fit."""
+        """In fit, see whether all processes have as many batches; elsewhere, let SIGTERM end it."""
         if trainer.state.fn != "fit":
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self.on_test_start(trainer, pl_module)
+        elif trainer.world_size > 1:
+            self._agrees_in_validation = len(set(gather([str(trainer.num_val_batches)]))) == 1
 
-    on_test_start = on_validation_start
-    on_predict_start = on_validation_start
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give SIGTERM its usual effect outside of fit."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    on_predict_start = on_test_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop watching."""
@@ -96,7 +103,7 @@ class GracefulShutdown(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop before this batch if asked to."""
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and self._agrees_in_validation:
             self._stop_if_asked(trainer)
 
     def _listen(self) -> None:
@@ -119,17 +126,25 @@ class GracefulShutdown(Callback):
             self._received = number  # SLURM sends SIGTERM after its warning
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        if accumulates_gradients(trainer):
-            return  # these gradients are not in a checkpoint
-        if trainer.global_step == trainer.max_steps:
-            return  # only a validation is left, which Lightning would not resume
-        number = self._received
-        if trainer.world_size > 1:
-            ours = torch.tensor(number, device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(ours, reduce_op="max"))
+        # Accumulated gradients are not in a checkpoint; a validation after the last of max_steps is
+        # not resumed by Lightning.
+        if accumulates_gradients(trainer) or trainer.global_step == trainer.max_steps:
+            if self._received and self._pipe is not None:
+                os.write(self._pipe, BATCH_DONE)
+            return
+        number = self._agree(trainer)
         if number:
             self._received = number
             raise Interrupted(128 + number)
+
+    def _agree(self, trainer: Trainer) -> int:
+        """Return the signal that stops all processes, 0 for none; SLURM's warning comes first."""
+        number, warning = self._received, self._requeue_signal
+        if trainer.world_size > 1:
+            rank = 1000 + number if number and number == warning else number
+            ours = torch.tensor(rank, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(ours, reduce_op="max")) % 1000
+        return number
 
     def requeue(self) -> None:
         """Ask SLURM to requeue the job if SLURM has stopped it.
@@ -157,19 +172,21 @@ def _watch(reader: int) -> None:
     Python runs signal handlers between two bytecodes of the main thread, so never while that thread
     waits in a collective for a process that hangs. The pipe is written in C, immediately.
     """
-    first: float | None = None
+    first = latest = 0.0  # when the first SIGTERM came, and the latest batch after it ended
     while True:
-        left = None if first is None else max(first + GRACE_SECONDS - time.monotonic(), 0)
+        left = max(latest + GRACE_SECONDS - time.monotonic(), 0) if first else None
         if not select.select([reader], [], [], left)[0]:
-            _end(f"{GRACE_SECONDS} s after SIGTERM")
+            _end(f"SIGTERM, {GRACE_SECONDS} s ago,")
         number = os.read(reader, 1)
         if number == STOP_WATCHING:
             os.close(reader)
             return
-        if number[0] == signal.SIGTERM:
-            if first is not None and time.monotonic() - first > REPEAT_SECONDS:
+        if number == BATCH_DONE:
+            latest = time.monotonic()
+        elif number[0] == signal.SIGTERM:
+            if first and time.monotonic() - first > REPEAT_SECONDS:
                 _end("a second SIGTERM")
-            first = first or time.monotonic()
+            first = latest = first or time.monotonic()
 
 
 def _end(why: str) -> NoReturn:

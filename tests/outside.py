@@ -7,6 +7,9 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from datamodules.medmnist import ImageBatch
+from lightning_modules import ImageClassifier
+
 
 class PlainModule(LightningModule):
     """Regression with dropout, batch norm and epoch means, with nothing but Lightning.
@@ -72,3 +75,11 @@ class PlainDataModule(LightningDataModule):
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
+
+
+class MeteredClassifier(ImageClassifier):
+    """Classifier that logs a metric of the training epoch over all processes."""
+
+    def training_losses(self, batch: ImageBatch) -> tuple[Any, int]:
+        self.log("train/brightness", batch.images.mean(), on_epoch=True, sync_dist=True)
+        return super().training_losses(batch)

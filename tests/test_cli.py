@@ -188,7 +188,7 @@ def test_what_is_no_checkpoint_or_another_models_is_refused(
 ) -> None:
     run = run_cli("fit", *small)
     whole = (run / "checkpoints" / "last.ckpt").read_bytes()
-    truncated = tmp_path / "truncated.ckpt"
+    truncated = run / "checkpoints" / "truncated.ckpt"
     truncated.write_bytes(whole[: len(whole) // 2])
     for stage in ("fit", "test"):
         assert "truncated.ckpt is not a whole checkpoint" in fail_cli(

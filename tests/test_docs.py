@@ -20,7 +20,7 @@ FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 COMMAND = re.compile(r"(\.venv/bin/|(python3?|make|tensorboard|sbatch) )")
 OPERATORS = {"&&", "||", "|", ";", "&"}
-OTHER_PROGRAMS = {*". cd git mypy pip pre-commit pytest ruff sbatch tensorboard".split()}
+OTHER_PROGRAMS = {*". cd git mypy pip pre-commit pytest ruff sbatch tensorboard wait".split()}
 PLACEHOLDERS = {  # how prose names any value → one to check with
     "configs/NAME.yaml": "configs/octmnist_mlp.yaml",
     "configs/sweeps/NAME.yaml": "configs/sweeps/octmnist_mlp_search.yaml",

@@ -325,13 +325,15 @@ def test_no_code_of_a_checkpoint_runs(
     run = run_cli("fit", *small, "--trainer.max_epochs=1")
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     effect = tmp_path / "effect"
-    torch.save({**state, "payload": Payload(effect)}, tmp_path / "pickled.ckpt")
-    message = fail_cli(stage, *small, f"--ckpt_path={tmp_path / 'pickled.ckpt'}")
+    torch.save({**state, "payload": Payload(effect)}, run / "checkpoints" / "pickled.ckpt")
+    message = fail_cli(stage, *small, f"--ckpt_path={run / 'checkpoints' / 'pickled.ckpt'}")
     assert "pickled.ckpt is not a whole checkpoint" in message
     (tmp_path / "bystander.py").write_text(f"open({str(effect)!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     named = {"_class_path": "bystander.Model", "_instantiator": "bystander.build"}
-    torch.save({**state, "hyper_parameters": named}, tmp_path / "named.ckpt")
-    run_cli(stage, *small, "--trainer.max_epochs=2", f"--ckpt_path={tmp_path / 'named.ckpt'}")
+    torch.save({**state, "hyper_parameters": named}, run / "checkpoints" / "named.ckpt")
+    run_cli(
+        stage, *small, "--trainer.max_epochs=2", f"--ckpt_path={run / 'checkpoints' / 'named.ckpt'}"
+    )
     assert not effect.exists()
     assert "bystander" not in sys.modules

@@ -93,3 +93,40 @@ def test_the_command_lines_optimizer_wins_over_the_checkpoints(
     assert found == pytest.approx(rates[:3] + [rate / 2 for rate in rates[3:]])
     group = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert group["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.1
+
+
+def test_a_schedule_by_a_metric_steps_at_the_end_of_a_resumed_epoch_too(
+    small: list[str], retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    experiment = [a for a in arguments("cnn", small, retinas) if not a.startswith("--lr_scheduler")]
+    experiment += ["--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss"]
+    experiment += ["--lr_scheduler.patience=0", "--lr_scheduler.threshold=100"]  # never better
+    run = run_cli("fit", *experiment)
+    whole, logged = final_state(run), curves(run)
+    assert whole["optimizer_states"][0]["param_groups"][0]["lr"] < 0.01  # it has stepped
+    run.rename(tmp_path / "whole run")
+    for batch in (3, 4):
+        with pytest.raises(SystemExit, match="143"):
+            run_cli("fit", *experiment, *stop_at(batch))
+        run_cli("fit", *experiment, "--ckpt_path=last")
+        assert_equal(final_state(run), whole, f"stopped at {batch}: ")
+        assert curves(run) == logged
+        run.rename(tmp_path / f"run {batch}")
+
+
+def test_another_runs_checkpoint_does_not_replace_a_run(
+    small: list[str], retinas: Path, run_cli: Callable[..., Path], fail_cli: Callable[..., str]
+) -> None:
+    run = run_cli("fit", *arguments("cnn", small, retinas))
+    config = (run / "config.yaml").read_text()
+    other = run.parent / "other.ckpt"
+    other.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    message = fail_cli("fit", *arguments("cnn", small, retinas), f"--ckpt_path={other}")
+    assert "already holds a run" in message
+    fail_cli(
+        "fit",
+        *arguments("cnn", small, retinas),
+        "--trainer.max_epochs=4",
+        "--ckpt_path=last",
+    )
+    assert (run / "config.yaml").read_text() == config  # a refused resume changes nothing

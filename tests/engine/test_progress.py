@@ -13,6 +13,7 @@ def test_lightning_still_has_what_the_engine_touches() -> None:
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     loop = trainer.fit_loop.epoch_loop
     assert hasattr(loop, "_batches_that_stepped"), f"{found} _batches_that_stepped"
+    assert hasattr(trainer.fit_loop, "_restarting"), f"{found} _restarting"
     set_logged_step(trainer, 7)
     state = {"loops": {"fit_loop": trainer.fit_loop.state_dict()}}
     assert state["loops"]["fit_loop"]["epoch_loop.state_dict"] == {"_batches_that_stepped": 7}
