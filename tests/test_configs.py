@@ -93,11 +93,12 @@ def test_speech(name: str, tones: Path, run_cli: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name: str, retinas: Path, run_cli: Callable[..., Path]) -> None:
     args = [*layered(IMAGES[name]), f"--data.init_args.file={retinas}"]
-    args += ["--data.init_args.max_images=100"]
+    if "best" in name:  # some CPUs emulate bfloat16, a hundred times slower
+        args += ["--trainer.precision=32-true"]
     run = check_fit_and_test(args, ["loss"], IMAGE_SCORES, IMAGE_TEST_SCORES, run_cli)
     run_cli("predict", *args)
     lines = (run / "predictions.csv").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 101
+    assert len(lines) == 1001
     assert lines[0] == ",".join(["index", *CLASSES])
     probabilities = [[float(value) for value in line.split(",")[1:]] for line in lines[1:]]
     assert all(sum(row) == pytest.approx(1, abs=1e-3) for row in probabilities)

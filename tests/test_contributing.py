@@ -18,7 +18,8 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 (DIFF,) = re.findall(r"^```diff\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 RUN_ALL = """
-import json, sys
+import json, os, sys
+sys.path[0] = os.getcwd()  # as `python cli.py` has it
 import cli
 for args in json.loads(sys.argv[1]):
     cli.main(args)

@@ -20,10 +20,14 @@ FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 COMMAND = re.compile(r"(\.venv/bin/|(python3?|make|tensorboard|sbatch) )")
 OPERATORS = {"&&", "||", "|", ";", "&"}
-OTHER_PROGRAMS = {*". cd git mypy pip pre-commit pytest ruff sbatch tensorboard wait".split()}
+OTHER_PROGRAMS = {
+    *". cd git kill mypy pip pre-commit pytest ruff sbatch tensorboard wait".split(),
+    *"createdb initdb pg_ctl".split(),  # PostgreSQL
+}
 PLACEHOLDERS = {  # how prose names any value → one to check with
     "configs/NAME.yaml": "configs/octmnist_mlp.yaml",
     "configs/sweeps/NAME.yaml": "configs/sweeps/octmnist_mlp_search.yaml",
+    "--config rates.yaml": "--config configs/sweeps/octmnist_mlp_search.yaml",
     "--config FILE": "--config configs/asr_transformer.yaml",
     "--seed_everything S": "--seed_everything 1",
     "--data.init_args.seed S": "--data.init_args.seed 1",

@@ -33,7 +33,8 @@ class Started:
         args = [*args, f"--trainer.default_root_dir={folder / 'runs'}", "--experiment=run"]
         command = [sys.executable, "cli.py", *args]
         if before:
-            command = [sys.executable, "-c", f"{before}\nimport cli; cli.main({args})"]
+            path = f"import sys; sys.path[0] = {str(ROOT)!r}"  # as `python cli.py` has it
+            command = [sys.executable, "-c", f"{path}\n{before}\nimport cli; cli.main({args})"]
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
                 command,
