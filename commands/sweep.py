@@ -23,7 +23,8 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from commands.compare import draw_curves, read_curves, write_table
-from commands.train import parse, shorten
+from commands.messages import shorten
+from commands.train import parse
 from engine import RunDirectory
 from errors import UserError
 

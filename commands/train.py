@@ -1,15 +1,10 @@
 """fit, validate, test and predict: LightningCLI with run directories."""
 
 import atexit
-import inspect
 import json
-import logging
 import os
-import pydoc
-import re
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, NoReturn
@@ -32,6 +27,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
+from commands.links import LINKS, find_filled
+from commands.messages import explain, is_out_of_memory, quieten, shorten
 from engine import (
     DurableCheckpointIO,
     GracefulShutdown,
@@ -49,32 +46,6 @@ from engine import (
 )
 from errors import UserError
 from lightning_modules.schedules import WarmupLinearDecay, count_steps
-
-LINKS = (
-    ("vocabulary", "vocabulary"),
-    ("vocabulary_size", "network.init_args.decoder.init_args.vocabulary_size"),
-    ("class_names", "class_names"),
-    ("class_count", "network.init_args.classes"),
-    ("channels", "network.init_args.channels"),
-    ("inputs", "network.init_args.inputs"),
-    ("dimension", "network.init_args.dimension"),
-    ("dimension", "dimension"),
-    ("low", "low"),
-    ("high", "high"),
-    ("low", "network.init_args.low"),
-    ("high", "network.init_args.high"),
-)
-"""Model arguments filled from the data module: its attribute → the model's argument.
-
-A link applies if the data module has the attribute and the model's class has the argument. Each
-run logs at its start which arguments were filled.
-"""
-
-RENAMED = {
-    "max_faulty_clips": "data.init_args.max_unreadable_clips",
-    "augment": "model.init_args.network.init_args.augment",  # of the recognizer
-}
-"""Arguments renamed since earlier versions: old name → new key."""
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -290,66 +261,12 @@ class SuiteCLI(LightningCLI):
             self.run.test_metrics.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def find_filled(model: Namespace, data: LightningDataModule) -> Iterator[str]:
-    """Yield ``argument=value`` for each argument of the model that the data module fills.
-
-    Raises:
-        UserError: if neither the data nor the configuration has an argument that the model needs.
-    """
-    for source, target in LINKS:
-        *parents, argument = target.replace("init_args.", "").split(".")
-        node: Any = model
-        for parent in parents:
-            node = node.get("init_args", {}).get(parent) if node else None
-        found = pydoc.locate(node.class_path) if node and "class_path" in node else None
-        parameters = inspect.signature(found).parameters if callable(found) else {}
-        if argument not in parameters:
-            continue
-        if hasattr(data, source):
-            value = getattr(data, source)
-            shown = f"={value}" if isinstance(value, int | str) else ""
-            yield ".".join(("model", *parents, argument)) + shown
-        elif (
-            parameters[argument].default is inspect.Parameter.empty
-            and node.init_args.get(argument) is None
-        ):
-            raise UserError(
-                f"{node.class_path} needs {argument}, which {type(data).__name__} does not have: "
-                "use a data module of the same task"
-            )
-
-
 def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:
     """Return SLURM's environment if the run is a SLURM job that may be requeued."""
     given = [plugin for plugin in plugins if isinstance(plugin, SLURMEnvironment)]
     if not given and SLURMEnvironment.detect():
         given = [SLURMEnvironment()]
     return given[0] if given and given[0].auto_requeue else None
-
-
-def explain(message: str) -> str:
-    """Return jsonargparse's error as one line; name the new key if an old one was given."""
-    for old, new in RENAMED.items():
-        if f"'{old}' is not accepted" in message:
-            return f"{old} is now {new}: change the configuration"
-    return shorten(message)
-
-
-def shorten(message: str) -> str:
-    """Return jsonargparse's error as one line, without the list of types that it tried."""
-    noise = re.compile(
-        r"Does not validate against|Subtypes:|Errors:|- Expected a <class 'NoneType'>"
-        r"|Given value type:|Given value: (Namespace|NestedArg)\("
-    )
-    lines = (line.strip() for line in message.splitlines())
-    return " ".join(line.removeprefix("- ") for line in lines if line and not noise.match(line))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that GPU or CPU memory ran out."""
-    texts = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
 def read_global_step(checkpoint: Path) -> int:
@@ -437,29 +354,3 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
         | {stage: {"exit_on_error": False} for stage in SuiteCLI.subcommands()},
         args=args,
     )
-
-
-NOISE = (
-    # Advice of Lightning that does not apply to this suite.
-    r"`.*\.configure_optimizers` will be overridden by",  # by the optimizer of the configuration
-    r"It is recommended to use `self\.log\(.*sync_dist=True",  # the value is equal in all processes
-    r"You're resuming from a checkpoint that ended before the epoch ended",  # logged by us
-    r"The '.*dataloader' does not have many workers",  # data in memory need no workers
-    r"The number of training batches .* is smaller than the logging interval",
-    r"Checkpoint directory .* exists and is not empty",  # it is the resumed run's
-    r"LightningCLI's args parameter is intended",  # cli.main(args) is called from tests
-    r"You're using the WeightAveraging callback, but loading a checkpoint outside",
-    # Between libraries.
-    r".*LeafSpec.*is deprecated",
-)
-"""Warnings that do not help this suite's users, as regular expressions."""
-NOISE_LOGGED = ("Tip:", "Loading `train_dataloader` to estimate")
-
-
-def quieten() -> None:
-    """Suppress warnings that are only noise to users; keep the others."""
-    for module in ("pytorch_lightning", "lightning_fabric"):
-        logger = logging.getLogger(f"{module}.utilities.rank_zero")
-        logger.addFilter(lambda record: not any(m in record.getMessage() for m in NOISE_LOGGED))
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message)
