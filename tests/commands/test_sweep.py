@@ -166,7 +166,9 @@ def test_every_sweep_of_the_suite_searches_keys_that_exist(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    Sweep(path, [])
+    sweep = Sweep(path, [])  # raises if a key does not exist
+    assert sweep.monitor.startswith("val/")  # never chosen on test
+    assert sweep.folder == Path("runs") / path.stem
 
 
 def test_draws_depend_on_the_run_and_not_on_the_process(
