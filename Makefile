@@ -21,9 +21,9 @@ demo: $(INSTALLED)
 	$(BIN)/python cli.py test $(DEMO)
 	@echo 'Look at curves, spectrograms and alignments: $(BIN)/tensorboard --logdir runs'
 
-# One process per core, up to four, each with one thread: the tests' networks are tiny.
+# Three processes, each with one thread: the tests' networks are tiny, and many tests wait.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --maxschedchunk 1
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -s

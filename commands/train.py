@@ -41,6 +41,7 @@ from engine import (
     RunDirectory,
     RunStatistics,
     describe,
+    end_workers,
     is_lost_peer,
     leave_process_group,
 )
@@ -292,6 +293,7 @@ def run(args: list[str]) -> None:
     """
     quieten()
     atexit.register(leave_process_group)
+    atexit.register(end_workers)
     # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
     # and they fragment the heap (+1.4 GB in 48 steps). oneDNN reads the variable at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -8,7 +8,7 @@ happened: `Reproducibility` makes every random choice a function of (seed, epoch
 from engine.checkpoint_io import DurableCheckpointIO
 from engine.checkpoints import RunCheckpoint
 from engine.distributed import gather, is_lost_peer, leave_process_group
-from engine.loader import EpochSampler, ReproducibleLoader, outlive_signals
+from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
 from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings
 from engine.reproducibility import Reproducibility
@@ -32,6 +32,7 @@ __all__ = [
     "RunStatistics",
     "TrainingModule",
     "describe",
+    "end_workers",
     "gather",
     "is_lost_peer",
     "leave_process_group",

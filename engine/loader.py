@@ -6,6 +6,7 @@ loader at a batch; no generator state has to be saved.
 """
 
 import hashlib
+import multiprocessing
 import random
 import signal
 import struct
@@ -18,9 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-
-WORKER_GRACE_SECONDS = 600
-"""How long a loader worker survives a SIGTERM."""
 
 
 class Moment(NamedTuple):
@@ -171,9 +169,18 @@ def outlive_signals(worker: int) -> None:  # noqa: ARG001 # a DataLoader passes 
     """Let a worker survive the signals that stop training, until the current batch is done.
 
     A terminal or a scheduler sends these signals to all processes of a job, and training fails if
-    a worker dies. Python also sends SIGTERM at exit to end the remaining workers, so they still
-    end, `WORKER_GRACE_SECONDS` later.
+    a worker dies. A worker ends when its loader does, when its run's process has ended, or by
+    `end_workers`.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
+
+
+def end_workers() -> None:
+    """End the workers of loaders that were not shut down; to be called when the process ends.
+
+    Python itself sends them SIGTERM, which they ignore, and would wait for them forever.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -18,7 +18,8 @@ class MetricsCSV(Logger):
     Args:
         folder: folder of ``metrics.csv``.
         resume_step: number of optimizer steps taken before the resumed checkpoint. Rows from this
-            step on are dropped, because the run takes these steps again. 0 starts a new file.
+            step on are dropped, because the run takes these steps again. 0 starts a new file. A
+            validation after the last of these steps may also run again; its row is not repeated.
     """
 
     name = ""
@@ -31,6 +32,7 @@ class MetricsCSV(Logger):
         self._columns = ["epoch", "step"]
         self._file: IO[str] | None = None
         self._is_started = False
+        self._kept: set[frozenset[str]] = set()  # names in each row of the last step before
 
     @property
     def log_dir(self) -> str:
@@ -50,6 +52,8 @@ class MetricsCSV(Logger):
         new = sorted(set(row) - set(self._columns))
         if self._file is None or new:
             self._reopen(new)
+        if step == self.resume_step - 1 and {"step", *row} in self._kept:
+            return
         csv.DictWriter(self._file, self._columns).writerow({"step": step, **row})  # type: ignore[arg-type]
 
     @rank_zero_only
@@ -71,6 +75,8 @@ class MetricsCSV(Logger):
         rows = read_rows(self.path)
         if not self._is_started:
             rows = [row for row in rows if int(row.get("step", -1)) < self.resume_step]
+            last = str(self.resume_step - 1)
+            self._kept = {frozenset(row) for row in rows if row.get("step") == last}
         self._is_started = True
         self._columns += sorted({*new, *(key for row in rows for key in row)} - {*self._columns})
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from datamodules.medmnist import ImageBatch
 from lightning_modules import ImageClassifier
+
+PLAIN = ["--model=tests.outside.PlainModule", "--data=tests.outside.PlainDataModule"]
 
 
 class PlainModule(LightningModule):
@@ -60,10 +62,12 @@ class PlainDataModule(LightningDataModule):
 
     Args:
         size: number of examples.
+        uneven: whether the second process has one validation batch fewer.
     """
 
-    def __init__(self, size: int = 64) -> None:
+    def __init__(self, size: int = 64, uneven: bool = False) -> None:
         super().__init__()
+        self.uneven = uneven
         x = torch.randn(size, 4, generator=torch.Generator().manual_seed(0))
         self.data = TensorDataset(x, x.sum(1))
 
@@ -71,10 +75,14 @@ class PlainDataModule(LightningDataModule):
         return DataLoader(self.data, batch_size=8, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
+        rank = self.trainer.global_rank if self.trainer else 0
+        size = len(self.data) - (8 if self.uneven and rank == 1 else 0)
+        return DataLoader(Subset(self.data, range(size)), batch_size=8)
+
+    def test_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.data, batch_size=8)
 
-    test_dataloader = val_dataloader
-    predict_dataloader = val_dataloader
+    predict_dataloader = test_dataloader
 
 
 class MeteredClassifier(ImageClassifier):

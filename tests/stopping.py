@@ -29,26 +29,26 @@ class Stream(Callback):
 
 
 class StopAt(Callback):
-    """Send a signal to this process after a step.
+    """Send signals to this process after a step.
 
     Args:
-        batch: number of training batches finished when the signal is sent.
-        validation_batch: index of the validation batch after which it is sent; None sends it after
-            the training batch.
-        signal_number: signal to send.
-        rank: rank of the process that gets it.
+        batch: number of training batches finished when they are sent.
+        validation_batch: index of the validation batch after which they are sent; None sends them
+            after the training batch.
+        signals: signals to send, in order.
+        rank: rank of the process that gets them.
     """
 
     def __init__(
         self,
         batch: int,
         validation_batch: int | None = None,
-        signal_number: int = int(signal.SIGTERM),
+        signals: tuple[int, ...] = (int(signal.SIGTERM),),
         rank: int = 0,
     ) -> None:
         self.batch = batch
         self.validation_batch = validation_batch
-        self.signal_number = signal_number
+        self.signals = signals
         self.rank = rank
 
     def on_train_batch_end(
@@ -72,7 +72,8 @@ class StopAt(Callback):
     def _stop(self, trainer: Trainer) -> None:
         batches = trainer.fit_loop.total_batch_idx + 1
         if batches == self.batch and trainer.global_rank == self.rank:
-            os.kill(os.getpid(), self.signal_number)
+            for number in self.signals:
+                os.kill(os.getpid(), number)
 
 
 class FaultError(Exception):
@@ -113,6 +114,20 @@ class HangAt(Callback):
             time.sleep(1000)
 
     on_test_batch_start = on_train_batch_start
+
+
+class Slow(Callback):
+    """Wait in each batch.
+
+    Args:
+        seconds: how long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        time.sleep(self.seconds)
 
 
 class KeepEachLast(Callback):

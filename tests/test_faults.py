@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -195,10 +196,12 @@ def test_slurms_warning_saves_and_requeues_and_the_job_goes_on(
     }.items():
         monkeypatch.setenv(name, value)
     stop = ["--trainer.callbacks+=tests.stopping.StopAt", "--trainer.callbacks.batch=2"]
-    stop += ["--trainer.callbacks.signal_number=10"]  # SIGUSR1
+    warning = int(signal.SIGUSR1)
+    # SIGTERM follows the warning, and must not replace it.
+    stop += [f"--trainer.callbacks.signals=[{warning},{int(signal.SIGTERM)}]"]
     with pytest.raises(SystemExit) as stopped:
         run_cli("fit", *small, *stop)
-    assert stopped.value.code == 128 + 10
+    assert stopped.value.code == 128 + warning
     assert (tmp_path / "asked").read_text() == "requeue 1234\n"
     # SLURM starts the same command line again.
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cli
 from tests.engine.experiments import (
     QUIET,
     arguments,
@@ -130,3 +131,17 @@ def test_another_runs_checkpoint_does_not_replace_a_run(
         "--ckpt_path=last",
     )
     assert (run / "config.yaml").read_text() == config  # a refused resume changes nothing
+
+
+def test_a_run_directory_that_was_moved_keeps_its_best_checkpoint(
+    small: list[str], retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    experiment = [a for a in arguments("cnn", small, retinas) if not a.startswith("--lr_scheduler")]
+    run = run_cli("fit", *experiment, "--trainer.max_epochs=1")
+    best = (run / "checkpoints" / "best.ckpt").read_bytes()
+    run.rename(tmp_path / "moved")
+    moved = [f"--trainer.default_root_dir={tmp_path}", "--experiment=moved"]
+    frozen = ["--optimizer.init_args.lr=0", "--ckpt_path=last"]  # no epoch is better
+    cli.main(["fit", *experiment, *moved, *frozen])
+    assert (tmp_path / "moved" / "checkpoints" / "best.ckpt").read_bytes() == best
+    assert not run.exists()

@@ -120,6 +120,7 @@ def test_a_run_that_fails_within_a_step_resumes_before_it(
         ("on_before_optimizer_step", 2),
         ("on_train_batch_end", 2),  # after the step
         ("on_validation_start", 4),
+        ("on_train_epoch_end", 4),
     )[:: 4 if task == "scratch" else 1]:
         with contextlib.suppress(FaultError):
             run_cli("fit", *experiment, *fail_at(hook, step))

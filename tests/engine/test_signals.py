@@ -14,8 +14,7 @@ import torch
 
 from engine import read_rows
 from tests.conftest import CONFIGS, ROOT
-
-PLAIN = ["--model=tests.outside.PlainModule", "--data=tests.outside.PlainDataModule"]
+from tests.outside import PLAIN
 
 
 class Started:
@@ -216,6 +215,40 @@ def test_a_run_that_does_not_finish_its_batch_ends_after_the_grace_period(
     assert "error: stopped by SIGTERM, 2 s ago, within a batch" in output
 
 
+def test_the_grace_period_is_for_each_batch_while_gradients_accumulate(
+    tmp_path: Path, started: list[Started]
+) -> None:
+    """The run stops after the optimizer step, which may come later than the grace period."""
+    slow = ["--trainer.callbacks+=tests.stopping.Slow", "--trainer.callbacks.seconds=0.8"]
+    slow += ["--trainer.accumulate_grad_batches=8", "--trainer.max_epochs=100"]
+    grace = "import engine.signals; engine.signals.GRACE_SECONDS = 2"
+    fit = Started(["fit", *PLAIN, *slow], tmp_path, before=grace)
+    started.append(fit)
+    fit.wait_for(fit.run / "checkpoints" / "best.ckpt")  # before the second epoch's first batch
+    fit.process.send_signal(signal.SIGTERM)
+    output = fit.end()
+    assert fit.process.returncode == 143, output
+    assert "stopped by" not in output
+    last = torch.load(fit.run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] > 1
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    retinas: Path, tmp_path: Path, started: list[Started]
+) -> None:
+    hang = ["--trainer.callbacks+=tests.stopping.HangAt"]
+    hang += [f"--trainer.callbacks.file={tmp_path / 'hangs'}"]
+    fit = Started(["fit", *logistic_regression(retinas, *hang)], tmp_path)
+    started.append(fit)
+    fit.wait_for(tmp_path / "hangs")
+    for _ in range(2):
+        fit.process.send_signal(signal.SIGINT)
+        time.sleep(1)
+    output = fit.end(20)
+    assert fit.process.returncode == 130, output
+    assert "press Ctrl-C again" in output
+
+
 def test_a_signal_to_a_loaders_worker_does_not_stop_the_run(
     small: list[str], tmp_path: Path, started: list[Started]
 ) -> None:
@@ -233,7 +266,7 @@ def test_a_signal_to_a_loaders_worker_does_not_stop_the_run(
     time.sleep(4)
     assert fit.process.poll() is None, fit.log.read_text()
     fit.process.send_signal(signal.SIGTERM)
-    output = fit.end()
+    output = fit.end(30)  # with the workers, although they ignore SIGTERM
     assert fit.process.returncode == 143
     assert "stopped by" not in output
 

@@ -13,13 +13,16 @@ import cli
 from networks.scratch import MultiLayerPerceptron
 from tests.conftest import SAMPLE_RATE, write_corpus
 from tests.engine.experiments import (
+    QUIET,
     arguments,
     assert_equal,
     curves,
     final_state,
+    image_arguments,
     stop_at,
     stream_to,
 )
+from tests.outside import PLAIN
 from tests.processes import run_together
 
 
@@ -54,42 +57,64 @@ def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
         for task in scored
     ]
     shared = [[*test, "--trainer.strategy=ddp", "--trainer.devices=2"] for test in tests]
+    mlp = image_arguments("mlp", retinas, "--data.init_args.steps_per_execution=5")
+    mlp = ["fit", *mlp, *QUIET, "--trainer.max_epochs=2"]
+    halves = [*mlp, *together, "--data.init_args.batch_size=10", "--experiment=halves"]
+    # Stopped in a validation of which the second process has one batch fewer.
+    uneven = ["fit", *PLAIN, *QUIET, *together, "--experiment=uneven", "--trainer.max_epochs=2"]
+    uneven += ["--trainer.use_distributed_sampler=false", "--data.init_args.uneven=true"]
+    cut_off = [*uneven, *stop_at(8, validation_batch=6)]
+    resumed = [*uneven, "--ckpt_path=last"]
     poisoned = write_corpus(tmp_path / "poisoned", 40)
     silence = np.full(20_000, np.nan, np.float32)
     soundfile.write(poisoned / "wavs" / "T-007.wav", silence, SAMPLE_RATE, subtype="FLOAT")
     fails = ["fit", *arguments("recognizer", small, retinas), *together, "--experiment=poisoned"]
     fails += [f"--data.init_args.root={poisoned}"]
-    statuses = run_together([*commands, *shared, fails], tmp_path)
+    statuses = run_together([*commands, *shared, halves, cut_off, resumed, fails], tmp_path)
     assert set(statuses[1]) == {0}  # the first process reports what stops both
     message = statuses[0].pop()
     assert message.startswith("error: the loss of step ")
     assert "T-007" in message
-    assert statuses[0] == [0, 143, 0, 143, 0] * len(tasks) + [0] * len(scored)
+    assert statuses[0] == [0, 143, 0, 143, 0] * len(tasks) + [0] * len(scored) + [0, 143, 0]
+    assert final_state(tmp_path / "uneven")["global_step"] == 16
     for task in tasks:
-        whole = tmp_path / f"{task} whole"
-        for name in ("first stopped", "second stopped"):
-            run = tmp_path / f"{task} {name}"
-            assert_equal(final_state(run), final_state(whole), f"{run.name}: ")
-            assert curves(run) == curves(whole), run.name
-            for rank in range(2):
-                streams = [tmp_path / f"{path.name}.txt.{rank}" for path in (run, whole)]
-                assert streams[0].read_text() == streams[1].read_text(), run.name
+        check_resumed(tmp_path / f"{task} whole")
     for task, examples in (("recognizer", 24), ("cnn, two steps at once", 60)):
-        files = [tmp_path / f"{task} whole.txt.{rank}" for rank in range(2)]
-        lines = [line for file in files for line in file.read_text().splitlines()]
-        seen = sorted(i for line in lines for i in json.loads(line.partition(" ")[2]))
-        assert seen == sorted([*range(examples)] * 2)  # in two epochs
+        check_shared(tmp_path / f"{task} whole", examples)
     for test in tests:
         record = tmp_path / test[-1] / "test_metrics.json"
         together = json.loads(record.read_text())["metrics"]
         cli.main(test)
         assert together == pytest.approx(json.loads(record.read_text())["metrics"], rel=1e-4)
+    cli.main([*mlp, *here, "--data.init_args.batch_size=20", "--experiment=wholes"])
+    weights, expected = (final_state(tmp_path / run)["state_dict"] for run in ("halves", "wholes"))
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
     check_mixing(tmp_path / "scratch whole", retinas)
     last = tmp_path / "recognizer whole" / "checkpoints" / "last.ckpt"
     longer = ["--trainer.max_epochs=3", "--lr_scheduler.init_args.total_steps=4"]
     resume = [*longer, f"--ckpt_path={last}"]
     message = fail_cli("fit", *arguments("recognizer", small, retinas), *resume)
     assert "written by 2 processes and cannot be resumed exactly by 1" in message
+
+
+def check_resumed(whole: Path) -> None:
+    """The runs that were stopped end as the one that was not."""
+    for name in ("first stopped", "second stopped"):
+        run = whole.with_name(whole.name.replace("whole", name))
+        assert_equal(final_state(run), final_state(whole), f"{run.name}: ")
+        assert curves(run) == curves(whole), run.name
+        for rank in range(2):
+            streams = [Path(f"{path}.txt.{rank}").read_text() for path in (run, whole)]
+            assert streams[0] == streams[1], run.name
+
+
+def check_shared(run: Path, examples: int) -> None:
+    """In two epochs each example is seen twice, by whichever process."""
+    lines = [
+        line for rank in range(2) for line in Path(f"{run}.txt.{rank}").read_text().splitlines()
+    ]
+    seen = sorted(i for line in lines for i in json.loads(line.partition(" ")[2]))
+    assert seen == sorted([*range(examples)] * 2)
 
 
 def check_mixing(run: Path, retinas: Path) -> None:

@@ -11,7 +11,6 @@ from sklearn.metrics import recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import CONFIGS
-from tests.processes import run_together
 
 
 def arguments(name: str, retinas: Path) -> list[str]:
@@ -140,28 +139,6 @@ def test_settings_incompatible_with_several_steps_per_execution_are_named(
     args: list[str], message: str, retinas: Path, fail_cli: Callable[..., str]
 ) -> None:
     assert message in fail_cli("fit", *arguments("mlp", retinas), *args)
-
-
-def test_two_processes_train_and_score_as_one(
-    retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Two processes with half the batch each take the same steps."""
-    args = [*arguments("mlp", retinas), "--trainer.max_epochs=2"]
-    args += ["--data.init_args.steps_per_execution=5"]
-    run = run_cli("fit", *args, "--data.init_args.batch_size=20")
-    run_cli("test", *args)
-    alone = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
-    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    run.rename(tmp_path / "alone")
-    shared = [*args, "--data.init_args.batch_size=10", "--experiment=run"]
-    shared += [f"--trainer.default_root_dir={run.parent}", "--trainer.accelerator=cpu"]
-    shared += ["--trainer.strategy=ddp", "--trainer.devices=2"]
-    assert run_together([["fit", *shared], ["test", *shared]], tmp_path) == [[0, 0], [0, 0]]
-    together = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
-    assert together == pytest.approx(alone, rel=1e-3)
-    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    for name, weight in weights.items():
-        torch.testing.assert_close(state[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_mirrored_images_have_the_same_probabilities(
