@@ -339,7 +339,17 @@ def parse(args: list[str]) -> Namespace:
 
 def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
     """Run a stage; errors are raised as LightningCLI raises them."""
-    cli(
+    stage = args[0]
+    arguments = {stage: SuiteCLI.subcommands()[stage]}
+
+    class StageCLI(cli):  # type: ignore[misc, valid-type]
+        """The stage alone: building the other stages' parsers takes time."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return arguments
+
+    StageCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -352,7 +362,6 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
             "default_root_dir": "runs",
             "enable_model_summary": False,  # the run logs its number of parameters itself
         },
-        parser_kwargs={"exit_on_error": False}
-        | {stage: {"exit_on_error": False} for stage in SuiteCLI.subcommands()},
+        parser_kwargs={"exit_on_error": False, stage: {"exit_on_error": False}},
         args=args,
     )
