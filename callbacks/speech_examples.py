@@ -82,13 +82,17 @@ class View:
         """Draw the spectrogram above the alignment, over the same time."""
         from matplotlib.figure import Figure  # late: a slow import
 
-        figure = Figure(figsize=(10, 7), layout="constrained")
+        figure = Figure(figsize=(10, 7))  # no automatic layout: it draws everything twice
         above, below = figure.subplots(2, 1, height_ratios=(1, 2))
+        figure.subplots_adjust(left=0.06, right=0.99, bottom=0.07, top=0.98)
         above.imshow(self.spectrogram.numpy(), origin="lower", aspect="auto", cmap="magma")
         above.set(ylabel="mel band", xlabel="frame")
         below.imshow(self.alignment.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
-        below.set(ylabel="predicted text", xlabel="encoder position")
-        below.set_yticks(range(len(self.text)), list(self.text.replace(" ", "␣")), fontsize=6)
+        below.set(xlabel="encoder position")
+        below.set_ylabel("predicted text", labelpad=14)
+        below.set_yticks([])
+        for row, character in enumerate(self.text.replace(" ", "␣")):
+            below.text(-1, row, character, ha="right", va="center", fontsize=6)
         return figure
 
 

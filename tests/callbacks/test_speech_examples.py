@@ -36,4 +36,4 @@ def test_a_view_draws_the_text_beside_its_alignment() -> None:
     view = View(torch.rand(80, 30), torch.rand(6, 15).softmax(-1), "a b c")
     above, below = view.figure().axes
     assert [axes.images[0].get_size() for axes in (above, below)] == [(80, 30), (6, 15)]
-    assert [label.get_text() for label in below.get_yticklabels()] == list("a␣b␣c")
+    assert [text.get_text() for text in below.texts] == list("a␣b␣c")
