@@ -8,10 +8,13 @@ from networks.attention import (
     maclaurin_attention,
     maclaurin_features,
 )
-from networks.audio_encoder import AudioEncoder
+from networks.audio_encoder import AudioEncoder, SpeechEncoder
+from networks.beam_search import BeamSearch
 from networks.boolean import BooleanPerceptron, IntervalMLP
 from networks.classifiers import ConvNet, FeedForwardNetwork, get_number_trainable_params
-from networks.decoding import DecodingStrategy, GreedySearch
+from networks.conformer import ConformerEncoder
+from networks.decoding import CTCGreedySearch, DecodingStrategy, GreedySearch
+from networks.language_model import CharacterLanguageModel
 from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
 from networks.residual import ResidualNetwork
 from networks.scan_augment import ScanAugment
@@ -20,7 +23,11 @@ from networks.text_decoder import TextDecoder, TextDecoderRecurrent, TextDecoder
 
 __all__ = [
     "AudioEncoder",
+    "BeamSearch",
     "BooleanPerceptron",
+    "CTCGreedySearch",
+    "CharacterLanguageModel",
+    "ConformerEncoder",
     "ConvNet",
     "DecodingStrategy",
     "FeedForwardNetwork",
@@ -34,6 +41,7 @@ __all__ = [
     "ScanAugment",
     "SoftmaxAttention",
     "SpecAugment",
+    "SpeechEncoder",
     "SpeechToText",
     "TextDecoder",
     "TextDecoderRecurrent",

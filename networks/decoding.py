@@ -4,7 +4,9 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from networks.ctc import best_path
 from networks.speech_to_text import SpeechToText
 
 
@@ -43,6 +45,11 @@ class DecodingStrategy(ABC):
         """
 
 
+def forbid(logits: Tensor, *tokens: int) -> Tensor:
+    """Return logits (…, vocabulary) with -∞ at the given tokens."""
+    return logits.index_fill(-1, torch.tensor(tokens, device=logits.device), -torch.inf)
+
+
 class GreedySearch(DecodingStrategy):
     """Take the most probable token at each step until every text has ended.
 
@@ -72,9 +79,30 @@ class GreedySearch(DecodingStrategy):
         ended = torch.zeros_like(tokens, dtype=torch.bool)
         decoded = []
         for _ in range(max_tokens):
-            tokens = decoder.step(tokens, cache).argmax(-1).masked_fill(ended, pad)
+            logits = forbid(decoder.step(tokens, cache), start, pad)
+            tokens = logits.argmax(-1).masked_fill(ended, pad)
             decoded.append(tokens)
             ended |= tokens == stop
             if ended.all():
                 break
         return torch.stack(decoded, dim=1)
+
+
+class CTCGreedySearch(DecodingStrategy):
+    """Take the CTC head's most probable token at each position; the decoder is not used."""
+
+    @torch.no_grad()
+    def decode(
+        self,
+        network: SpeechToText,
+        memory: Tensor,
+        memory_mask: Tensor,
+        *,
+        start: int,
+        stop: int,
+        pad: int,
+    ) -> Tensor:
+        logs = forbid(network.ctc_log_probabilities(memory), start, stop)
+        texts = [[*text, stop] for text in best_path(logs, memory_mask, blank=pad)]
+        tokens = [torch.tensor(text, device=memory.device) for text in texts]
+        return pad_sequence(tokens, batch_first=True, padding_value=pad)

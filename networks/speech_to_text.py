@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from networks.audio_encoder import AudioEncoder
+from networks.audio_encoder import SpeechEncoder
 from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
 from networks.text_decoder import TextDecoder
 
@@ -23,7 +23,7 @@ class SpeechToText(nn.Module):
 
     def __init__(
         self,
-        encoder: AudioEncoder,
+        encoder: SpeechEncoder,
         decoder: TextDecoder,
         features: LogMelSpectrogram,
         augment: SpecAugment | None = None,
@@ -44,6 +44,11 @@ class SpeechToText(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.ctc_head = nn.Linear(encoder.hidden_size, decoder.vocabulary_size) if ctc else None
+
+    def token_weights(self) -> list[str]:
+        """Return the names of the weights with one row per token of the vocabulary."""
+        names = ["decoder.embedding.weight", "decoder.output.weight", "decoder.output.bias"]
+        return names + (["ctc_head.weight", "ctc_head.bias"] if self.ctc_head is not None else [])
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode clips (batch, samples) with (batch,) lengths in samples.

@@ -1,7 +1,9 @@
 """Multi-head attention with an exchangeable kernel, and the residual block built on it."""
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from networks.attention.kernel import AttentionKernel, BatchState, KeyValues, SoftmaxAttention
@@ -16,9 +18,11 @@ class MultiHeadAttention(nn.Module):
         key_bias: whether the key projection has a bias. It has no effect on softmax attention: it
             adds the same amount to all logits of a query.
         kernel: attention of each head; softmax by default.
+        rotary: whether self-attention rotates queries and keys by their positions (`rotate`).
 
     Raises:
-        ValueError: if ``hidden_size`` is not a multiple of ``heads``.
+        ValueError: if ``hidden_size`` is not a multiple of ``heads``, or the head size is odd and
+            ``rotary`` is set.
     """
 
     def __init__(
@@ -28,10 +32,14 @@ class MultiHeadAttention(nn.Module):
         *,
         key_bias: bool = False,
         kernel: AttentionKernel | None = None,
+        rotary: bool = False,
     ) -> None:
         super().__init__()
         if hidden_size % heads:
             raise ValueError(f"hidden_size {hidden_size} is not a multiple of heads {heads}")
+        if rotary and hidden_size // heads % 2:
+            raise ValueError(f"the head size {hidden_size // heads} is odd; it must be even")
+        self.rotary = rotary
         self.heads = heads
         self.kernel = kernel or SoftmaxAttention()
         self.query = nn.Linear(hidden_size, hidden_size)
@@ -53,8 +61,10 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Let ``x`` (batch, length, hidden) attend to itself; mask as in `AttentionKernel`."""
-        query = self.split_heads(self.query(x))
-        return self.merge_heads(self.kernel(query, self.project(x), key_mask, causal))
+        query, key_values = self.split_heads(self.query(x)), self.project(x)
+        if self.rotary:
+            query, key_values = rotate(query), key_values._replace(keys=rotate(key_values.keys))
+        return self.merge_heads(self.kernel(query, key_values, key_mask, causal))
 
     def summarize(self, memory: Tensor, key_mask: Tensor | None = None) -> BatchState:
         """Prepare a memory (batch, keys, hidden) for any number of queries."""
@@ -76,6 +86,25 @@ class MultiHeadAttention(nn.Module):
         """Return the attention weights of ``x`` on a memory, (batch, heads, queries, keys)."""
         query = self.split_heads(self.query(x))
         return self.kernel.weights(query, self.project(memory).keys, key_mask)
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Rotate each pair of features by an angle proportional to its position.
+
+    The product of a rotated query and a rotated key depends on their distance only ("rotary
+    position embedding", Su et al. 2021, section 3.4). The wavelengths of the pairs are a geometric
+    progression from 2π to 10,000 · 2π positions.
+
+    Args:
+        x: queries or keys (batch, heads, length, head size).
+    """
+    length, head_size = x.shape[-2:]
+    pairs = torch.arange(0, head_size, 2, device=x.device)
+    rates = torch.exp(-math.log(10_000) / head_size * pairs)
+    angles = torch.arange(length, device=x.device)[:, None] * rates  # (length, head size / 2)
+    sine, cosine = angles.sin().to(x.dtype), angles.cos().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
 class ResidualAttentionBlock(nn.Module):

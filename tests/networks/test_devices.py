@@ -13,15 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    unset_fake_temporarily,
+)
 
 from datamodules.medmnist import ImageBatch
-from datamodules.speech import SpeechBatch
+from datamodules.speech_dataset import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
 from lightning_modules import ImageClassifier, SpeechRecognizer
 from networks import (
     AudioEncoder,
+    BeamSearch,
     BooleanPerceptron,
+    ConformerEncoder,
     ConvNet,
     FeedForwardNetwork,
     GreedySearch,
@@ -38,6 +44,7 @@ from networks import (
 )
 from networks.attention import AttentionKernel, KeyValues, SoftmaxAttention, maclaurin
 from networks.boolean import interval_labels, sign
+from networks.ctc import PrefixScores, align
 
 GPU = torch.device("cuda:0")
 SERIES = MaclaurinAttention(terms=3, max_logit=1.0)
@@ -155,6 +162,24 @@ def search_greedily() -> None:
         )
 
 
+def search_a_beam() -> None:
+    # Which hypotheses have ended, asked in the first step, depends on values.
+    with pytest.raises(DynamicOutputShapeException, match=r"aten\.nonzero"):
+        BeamSearch(width=3).decode(
+            recognizer(transformer).network.eval(), *memory(), start=0, stop=1, pad=2
+        )
+
+
+def score_prefixes() -> object:
+    logs = torch.rand(3, 11, TOKENS, device=GPU)
+    scores = PrefixScores(logs, memory()[1], blank=2, width=2)
+    before = scores.extend(), scores.end()
+    scores.append(torch.zeros(6, dtype=torch.long, device=GPU), tokens(2).flatten())
+    scores.select(torch.zeros(1, dtype=torch.long, device=GPU))
+    lengths = torch.full((3,), 7, device=GPU)
+    return before, scores.extend(), align(logs, memory()[1], tokens(), lengths, blank=2)
+
+
 def attend_causally(kernel: AttentionKernel) -> object:
     q, k, v = (torch.rand(3, 2, 200, 8, device=GPU) for _ in "qkv")  # more than one chunk
     mask = torch.ones(3, 200, dtype=torch.bool, device=GPU)
@@ -204,10 +229,15 @@ CASES: dict[str, Callable[[], object]] = {
     "AudioEncoder with series": lambda: recognizer(transformer, attention=SERIES).network.encode(
         *clips()
     ),
+    "ConformerEncoder": lambda: on_gpu(ConformerEncoder, 80, 16, 2, 2, 32)(
+        torch.rand(3, 80, 50, device=GPU), torch.full((3,), 40, device=GPU)
+    ),
     "SoftmaxAttention": lambda: attend_causally(SoftmaxAttention()),
     "MaclaurinAttention": lambda: attend_causally(SERIES),
     **{f"decoding, {decoder.__name__}": partial(decode, decoder) for decoder in DECODERS},
     "GreedySearch": search_greedily,
+    "BeamSearch": search_a_beam,
+    "PrefixScores and align": score_prefixes,
     "SpeechRecognizer's losses": recognizer_losses,
     "ImageClassifier's loss": classifier_losses,
     "BooleanClassifier's loss": boolean_loss,

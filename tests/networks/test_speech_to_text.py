@@ -132,8 +132,9 @@ def decode_without_cache(
     for clip, real in zip(memory, mask, strict=True):
         tokens = [START]
         while len(tokens) <= max_tokens and tokens[-1] != STOP:
-            logits = decoder(torch.tensor([tokens]), clip[None], real[None])
-            tokens.append(int(logits[0, -1].argmax()))
+            logits = decoder(torch.tensor([tokens]), clip[None], real[None])[0, -1]
+            logits[[START, PAD]] = -torch.inf
+            tokens.append(int(logits.argmax()))
         texts.append(tokens[1:])
     return texts
 

@@ -1,0 +1,225 @@
+"""Beam search with the attention decoder, the CTC head and a language model."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from networks.attention import BatchState
+from networks.ctc import PrefixScores, accumulator, select_rows
+from networks.decoding import DecodingStrategy, forbid
+from networks.language_model import CharacterLanguageModel
+from networks.speech_to_text import SpeechToText
+
+
+class BeamSearch(DecodingStrategy):
+    """Joint CTC/attention beam search (Watanabe et al. 2017, section II-C), batched.
+
+    A hypothesis scores (1 - w) log p_attention + w log p_CTC + v log p_LM, where p_CTC is the
+    probability that the text starts with the hypothesis. Attention alone may repeat or skip words;
+    CTC makes such texts improbable, because it reads the audio once, in order.
+
+    Each step keeps the best ``width`` extensions of a clip's hypotheses. Those that end leave the
+    beam. The result is the ended hypothesis with the best score divided by lengthᵅ. The search for
+    a clip is over when no other hypothesis can become better, or when all others score less by
+    ``end_margin``.
+
+    Args:
+        width: number of hypotheses per clip.
+        ctc_weight: w, weight of the CTC head, in [0, 1]; with 1 the decoder is not used.
+        length_exponent: α. 0 compares total scores, 1 compares means per token.
+        language_model: model of the transcripts; none by default.
+        language_model_weight: v.
+        end_margin: difference of scores, in nats, that ends a search.
+        max_tokens: maximum length of a text, the stop token included; the decoder's own maximum by
+            default.
+
+    Raises:
+        ValueError: if ``width`` is less than 1, or ``ctc_weight`` is not in [0, 1].
+    """
+
+    def __init__(
+        self,
+        width: int = 8,
+        ctc_weight: float = 0.3,
+        length_exponent: float = 0.0,
+        language_model: CharacterLanguageModel | None = None,
+        language_model_weight: float = 0.3,
+        end_margin: float = 10.0,
+        max_tokens: int | None = None,
+    ) -> None:
+        if width < 1:
+            raise ValueError(f"width {width} is less than 1")
+        if not 0 <= ctc_weight <= 1:
+            raise ValueError(f"ctc_weight {ctc_weight} is not in [0, 1]")
+        self.width = width
+        self.ctc_weight = ctc_weight
+        self.length_exponent = length_exponent
+        self.language_model = language_model
+        self.language_model_weight = language_model_weight
+        self.end_margin = end_margin
+        self.max_tokens = max_tokens
+
+    @torch.no_grad()
+    def decode(
+        self,
+        network: SpeechToText,
+        memory: Tensor,
+        memory_mask: Tensor,
+        *,
+        start: int,
+        stop: int,
+        pad: int,
+    ) -> Tensor:
+        maximum = network.decoder.max_tokens if self.max_tokens is None else self.max_tokens
+        scorers = self._start_scorers(network, memory, memory_mask, maximum, stop, pad)
+        limits = memory_mask.sum(1).clamp(max=maximum)
+        if self.ctc_weight == 0:  # only with CTC does each token take a position of its own
+            limits = torch.full_like(limits, maximum)
+        clips = torch.arange(len(memory), device=memory.device)  # those still searched
+        texts: list[Tensor] = [clips[:0]] * len(memory)
+        best_values, best_scores = torch.full(
+            (2, len(memory)), -torch.inf, dtype=accumulator(memory), device=memory.device
+        )
+        tokens = torch.full((len(memory), self.width, 1), start, device=memory.device)
+        scores = best_scores[:, None].repeat(1, self.width)
+        scores[:, 0] = 0.0  # one hypothesis per clip, the empty text
+        for length in range(1, maximum + 1):
+            total = sum(
+                (weight * scorer.extend(tokens[:, :, -1].flatten()) for weight, scorer in scorers),
+                start=torch.zeros((), device=memory.device),
+            )  # (clips · width, vocabulary)
+            total = forbid(total, start, pad).unflatten(0, (-1, self.width))
+            total = total.masked_fill((scores == -torch.inf)[:, :, None], -torch.inf)
+            scores, chosen = total.flatten(1).topk(self.width)  # (clips, width)
+            parents, added = chosen // total.shape[-1], chosen % total.shape[-1]
+            tokens = tokens.gather(1, parents[:, :, None].expand(-1, -1, length))
+            tokens = torch.cat((tokens, added[:, :, None]), dim=2)  # (clips, width, 1 + length)
+            rows = parents + self.width * torch.arange(len(clips), device=clips.device)[:, None]
+            for _, scorer in scorers:
+                scorer.append(rows.flatten(), added.flatten())
+            ended = scores.masked_fill(added != stop, -torch.inf) / length**self.length_exponent
+            ended, best_row = ended.max(1)
+            for i in (ended > best_values[clips]).nonzero()[:, 0].tolist():
+                clip, row = int(clips[i]), int(best_row[i])
+                texts[clip] = tokens[i, row, 1:]
+                best_values[clip], best_scores[clip] = ended[i], scores[i, row]
+            scores = scores.masked_fill(added == stop, -torch.inf)
+            best_open = scores.amax(1)  # an upper bound of what follows: scores only fall
+            is_over = best_open / limits[clips] ** self.length_exponent <= best_values[clips]
+            is_over |= best_open < best_scores[clips] - self.end_margin
+            if is_over.any():
+                kept = (~is_over).nonzero()[:, 0]
+                clips, tokens, scores = clips[kept], tokens[kept], scores[kept]
+                if not len(clips):
+                    break
+                for _, scorer in scorers:
+                    scorer.select(kept)
+        for i, clip in enumerate(clips.tolist()):
+            if not len(texts[clip]):  # no hypothesis has ended within the maximum length
+                texts[clip] = tokens[i, scores[i].argmax(), 1:]
+        return pad_sequence(texts, batch_first=True, padding_value=pad)
+
+    def _start_scorers(
+        self,
+        network: SpeechToText,
+        memory: Tensor,
+        memory_mask: Tensor,
+        max_tokens: int,
+        stop: int,
+        pad: int,
+    ) -> list[tuple[float, "_Scorer"]]:
+        """Return each scorer and its weight."""
+        rows = torch.arange(len(memory), device=memory.device).repeat_interleave(self.width)
+        scorers: list[tuple[float, _Scorer]] = []
+        if self.ctc_weight < 1:
+            cache = network.decoder.start(memory, memory_mask, max_tokens)
+            cache.reorder(rows)
+            step = partial(network.decoder.step, cache=cache)
+            scorers.append((1 - self.ctc_weight, _StepScorer(step, cache.text, cache, self.width)))
+        if self.ctc_weight > 0:
+            logs = network.ctc_log_probabilities(memory)
+            scorers.append((self.ctc_weight, _CTCScorer(logs, memory_mask, pad, self.width, stop)))
+        if self.language_model is not None and self.language_model_weight:
+            model = self.language_model.to(memory.device).eval()
+            state = model.start()
+            scorer = _StepScorer(partial(model.step, state=state), state, state, self.width)
+            scorers.append((self.language_model_weight, scorer))
+        return scorers
+
+
+class _Scorer(Protocol):
+    """Scores of a batch's hypotheses, ``width`` rows per clip."""
+
+    def extend(self, last: Tensor) -> Tensor:
+        """Score each token after each hypothesis, whose last token is given: (rows, vocabulary)."""
+
+    def append(self, rows: Tensor, tokens: Tensor) -> None:
+        """Make row i the former row ``rows[i]``, which is of the same clip, and ``tokens[i]``."""
+
+    def select(self, clips: Tensor) -> None:
+        """Keep only the given clips."""
+
+
+class _StepScorer:
+    """Sums of the log-probabilities of a model that reads token by token.
+
+    Args:
+        step: maps tokens (rows,) to logits (rows, vocabulary) and updates the state.
+        text: part of the state that hypotheses of one clip do not share.
+        state: the whole state.
+        width: number of rows per clip.
+    """
+
+    def __init__(
+        self, step: Callable[[Tensor], Tensor], text: BatchState, state: BatchState, width: int
+    ) -> None:
+        self.step, self.text, self.state, self.width = step, text, state, width
+        self.total: Tensor | None = None
+
+    def extend(self, last: Tensor) -> Tensor:
+        logs = self.step(last).to(accumulator(last)).log_softmax(-1)
+        self.extended = logs if self.total is None else self.total[:, None] + logs
+        return self.extended
+
+    def append(self, rows: Tensor, tokens: Tensor) -> None:
+        self.total = self.extended[rows, tokens]
+        self.text.reorder(rows)
+
+    def select(self, clips: Tensor) -> None:
+        rows = select_rows(clips, self.width)
+        assert self.total is not None
+        self.total = self.total[rows]
+        self.state.reorder(rows)
+
+
+class _CTCScorer:
+    """Prefix probabilities of the CTC head; a text that ends has its whole probability.
+
+    Args:
+        log_probabilities: (clips, positions, vocabulary).
+        mask: (clips, positions), true on real positions.
+        blank: token of the blank.
+        width: number of rows per clip.
+        stop: token that ends a text.
+    """
+
+    def __init__(
+        self, log_probabilities: Tensor, mask: Tensor, blank: int, width: int, stop: int
+    ) -> None:
+        self.scores = PrefixScores(log_probabilities, mask, blank, width)
+        self.stop = stop
+
+    def extend(self, last: Tensor) -> Tensor:  # the prefixes are known
+        extended = self.scores.extend()
+        extended[:, self.stop] = self.scores.end()
+        return extended
+
+    def append(self, rows: Tensor, tokens: Tensor) -> None:
+        self.scores.append(rows, tokens)
+
+    def select(self, clips: Tensor) -> None:
+        self.scores.select(clips)

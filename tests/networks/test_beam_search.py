@@ -1,0 +1,144 @@
+"""Beam search against exhaustive search, greedy search, and itself in other batches."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks import (
+    AudioEncoder,
+    BeamSearch,
+    CharacterLanguageModel,
+    CTCGreedySearch,
+    DecodingStrategy,
+    GreedySearch,
+    LogMelSpectrogram,
+    SpeechToText,
+    TextDecoder,
+    TextDecoderRecurrent,
+    TextDecoderTransformer,
+)
+
+START, STOP, PAD, VOCABULARY, LONGEST = 0, 1, 2, 6, 5
+SPECIAL: dict[str, Any] = {"start": START, "stop": STOP, "pad": PAD}
+
+
+def make_network(decoder: Callable[..., TextDecoder], max_tokens: int = LONGEST) -> SpeechToText:
+    torch.manual_seed(0)
+    network = SpeechToText(
+        AudioEncoder(hidden_size=8, mlp_size=8),
+        decoder(vocabulary_size=VOCABULARY, hidden_size=8, mlp_size=8, max_tokens=max_tokens),
+        LogMelSpectrogram(),
+        ctc=True,
+    ).eval()
+    for parameter in network.parameters():  # far from uniform predictions
+        torch.nn.init.normal_(parameter, std=0.7)
+    return network
+
+
+def make_memory(clips: int = 3, positions: int = 9) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    memory = torch.randn(clips, positions, 8, generator=generator)
+    lengths = torch.tensor([positions - 2 * clip for clip in range(clips)])
+    return memory, torch.arange(positions) < lengths[:, None]
+
+
+def texts(found: Tensor) -> list[list[int]]:
+    """Return the tokens of each row, with the stop token and without padding."""
+    rows = found.tolist()
+    return [row[: row.index(STOP) + 1] if STOP in row else row for row in rows]
+
+
+@pytest.mark.parametrize("decoder", [TextDecoderTransformer, TextDecoderRecurrent])
+@pytest.mark.parametrize(
+    ("ctc_weight", "exponent", "fused"),
+    [(0.0, 0.0, False), (0.3, 0.0, False), (0.4, 0.7, True), (1.0, 0.0, False)],
+)
+def test_a_wide_beam_finds_the_best_of_all_texts(
+    decoder: Callable[..., TextDecoder], ctc_weight: float, exponent: float, fused: bool
+) -> None:
+    network = make_network(decoder).requires_grad_(False)
+    memory, mask = make_memory()
+    model = CharacterLanguageModel(VOCABULARY, 8, layers=1).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    beam = BeamSearch(
+        width=600,
+        ctc_weight=ctc_weight,
+        length_exponent=exponent,
+        language_model=model if fused else None,
+        language_model_weight=0.5,
+        end_margin=float("inf"),
+    )
+    found = texts(beam.decode(network, memory, mask, **SPECIAL))
+    letters = [t for t in range(VOCABULARY) if t not in (START, STOP, PAD)]
+    every = [t for n in range(LONGEST) for t in itertools.product(letters, repeat=n)]
+    for clip, text in enumerate(found):
+        scores = {}
+        for candidate in every:
+            tokens = torch.tensor([[START, *candidate, STOP]])
+            one, real = memory[clip : clip + 1], mask[clip : clip + 1]
+            attention = network.decoder(tokens[:, :-1], one, real).double().log_softmax(-1)
+            score = (1 - ctc_weight) * attention.gather(2, tokens[:, 1:, None]).sum()
+            if ctc_weight:
+                logs = network.ctc_log_probabilities(one).double().transpose(0, 1)
+                spelled = torch.tensor([candidate], dtype=torch.long)
+                loss = F.ctc_loss(
+                    logs, spelled, real.sum(1), torch.tensor([len(candidate)]), PAD, "sum"
+                )
+                score = score - ctc_weight * loss
+            if fused:
+                prior = model(tokens[:, :-1]).double().log_softmax(-1)
+                score = score + 0.5 * prior.gather(2, tokens[:, 1:, None]).sum()
+            scores[candidate] = float(score) / (len(candidate) + 1) ** exponent
+        best = max(scores, key=scores.__getitem__)
+        assert tuple(text[:-1]) in scores
+        assert scores[tuple(text[:-1])] == pytest.approx(scores[best], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "stop_bias"), [(TextDecoderTransformer, 3.0), (TextDecoderRecurrent, -0.5)]
+)
+def test_width_one_without_ctc_is_greedy(
+    decoder: Callable[..., TextDecoder], stop_bias: float
+) -> None:
+    network = make_network(decoder, max_tokens=30)
+    network.decoder.output.bias.data[STOP] += stop_bias
+    memory, mask = make_memory(clips=4)
+    greedy = GreedySearch().decode(network, memory, mask, **SPECIAL)
+    beam = BeamSearch(width=1, ctc_weight=0.0).decode(network, memory, mask, **SPECIAL)
+    assert texts(beam) == texts(greedy)
+    assert len({len(text) for text in texts(beam)}) > 1  # they do not end together
+
+
+@pytest.mark.parametrize(
+    "strategy", [GreedySearch(), BeamSearch(width=3), BeamSearch(3, 1.0), CTCGreedySearch()]
+)
+@pytest.mark.parametrize("decoder", [TextDecoderTransformer, TextDecoderRecurrent])
+def test_a_text_does_not_depend_on_its_batch(
+    strategy: DecodingStrategy, decoder: Callable[..., TextDecoder]
+) -> None:
+    network = make_network(decoder, max_tokens=20)
+    memory, mask = make_memory(clips=4)
+    together = texts(strategy.decode(network, memory, mask, **SPECIAL))
+    for clip in range(4):
+        for padding in (0, 5):
+            length = int(mask[clip].sum())
+            one = F.pad(memory[clip : clip + 1, :length], (0, 0, 0, padding), value=7.0)
+            real = torch.arange(length + padding)[None] < length
+            assert texts(strategy.decode(network, one, real, **SPECIAL)) == [together[clip]]
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="width 0 is less than 1"):
+        BeamSearch(width=0)
+    with pytest.raises(ValueError, match=r"ctc_weight 1\.5 is not in"):
+        BeamSearch(ctc_weight=1.5)
+    network = make_network(TextDecoderTransformer)
+    network.ctc_head = None
+    with pytest.raises(ValueError, match="no CTC head"):
+        BeamSearch().decode(network, *make_memory(), **SPECIAL)
