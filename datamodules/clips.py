@@ -13,6 +13,8 @@ from torchaudio.functional import resample
 
 from errors import UserError
 
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+"""Suffixes of the files that count as recordings when a folder is searched."""
 LONGEST_CLIP = 600
 """Maximum length of a clip in seconds; LJ Speech's longest has 10."""
 LARGEST_RESAMPLER = 10_000_000
@@ -25,7 +27,7 @@ class Clip:
 
     Attributes:
         id: name of the clip.
-        path: WAV or FLAC file.
+        path: audio file of a format that libsndfile reads.
         source: where the clip is listed, for messages: a line of ``metadata.csv``, or "".
         samples: length at the data module's sample rate; 0 if the file cannot be read.
         text: transcript; "" without one.
@@ -43,12 +45,19 @@ class Clip:
         return f"{self.path} ({self.source})" if self.source else str(self.path)
 
 
-def inspect_clip(id: str, path: Path, sample_rate: int, source: str = "", text: str = "") -> Clip:
+def inspect_clip(
+    id: str,
+    path: Path,
+    sample_rate: int,
+    source: str = "",
+    text: str = "",
+    channel: int | None = None,
+) -> Clip:
     """Read the header of a file and return the clip.
 
     Raises:
         UserError: if the file is missing, unreadable, cut off, empty or longer than
-            `LONGEST_CLIP`, or if it has several channels or a rate that cannot be resampled.
+            `LONGEST_CLIP`, lacks the channel, or has a rate that cannot be resampled.
     """
     clip = Clip(id, path, source, 0, text)
     if not path.is_file():
@@ -56,12 +65,15 @@ def inspect_clip(id: str, path: Path, sample_rate: int, source: str = "", text: 
     try:
         header = soundfile.info(str(path))
     except soundfile.SoundFileError as error:
-        raise UserError(f"{clip.name} is not a readable WAV or FLAC file ({error})") from error
+        raise UserError(f"{clip.name} is not a readable audio file ({error})") from error
     missing = count_missing_bytes(path)
     if missing:
         raise UserError(f"{clip.name} is cut off: its header promises {missing:,} bytes more")
-    if header.channels != 1:
-        raise UserError(f"{clip.name} has {header.channels} channels: mix it down to one")
+    if channel is not None and channel >= header.channels:
+        raise UserError(
+            f"{clip.name} has no channel {channel}: it has {header.channels} channel(s), counted "
+            "from 0; pass --data.init_args.channel=null to average them"
+        )
     if header.frames == 0:
         raise UserError(f"{clip.name} is empty")
     if header.frames > LONGEST_CLIP * header.samplerate:
@@ -99,8 +111,13 @@ def count_missing_bytes(path: Path) -> int:
     return max(position - size, 0)
 
 
-def read_clip(clip: Clip, sample_rate: int) -> Tensor:
+def read_clip(clip: Clip, sample_rate: int, channel: int | None = None) -> Tensor:
     """Return the samples of a clip, (samples,) in [-1, 1] at ``sample_rate`` Hz.
+
+    Args:
+        clip: clip whose header was read.
+        sample_rate: rate in Hz that the clip is resampled to.
+        channel: number of the channel, from 0; None takes the mean of all.
 
     Raises:
         UserError: if the file cannot be read, or its length differs from its header's.
@@ -112,7 +129,9 @@ def read_clip(clip: Clip, sample_rate: int) -> Tensor:
             blocks = list(file.blocks(blocksize=1 << 20, dtype="float32", always_2d=True))
     except soundfile.SoundFileError as error:
         raise UserError(f"{clip.name} cannot be read ({error})") from error
-    waveform = torch.from_numpy(np.concatenate([np.zeros((0, 1), np.float32), *blocks])[:, 0])
+    samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
+    mono = samples[:, channel] if channel is not None else samples.mean(1)
+    waveform = torch.from_numpy(np.ascontiguousarray(mono))
     if rate != sample_rate:
         waveform = resample(waveform, rate, sample_rate)
     if len(waveform) != clip.samples:

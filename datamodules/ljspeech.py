@@ -1,19 +1,19 @@
 """LJ Speech (Ito and Johnson 2017): one reader, 13,100 clips, about 24 hours."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
 
+from datamodules.clips import AUDIO_SUFFIXES
 from datamodules.download import check_digest, download, unpack_folder
+from datamodules.lines import read_lines
 from datamodules.speech import SpeechDataModule, Transcript
 from errors import UserError
 
 ARCHIVE_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
 ARCHIVE_SHA256 = "be1a30453f28eb8dd26af4101ae40cbf2c50413b1bb21936cbcdc6fae3de8aa5"
-LONGEST_LINE = 100_000
-"""Maximum number of characters in a line of metadata.csv; LJ Speech's longest has under 400."""
+LAYOUT = "id|transcript|normalized text"
 
 
 class LJSpeechDataModule(SpeechDataModule):
@@ -21,7 +21,8 @@ class LJSpeechDataModule(SpeechDataModule):
 
     Args:
         root: folder with ``metadata.csv`` (lines ``id|transcript|normalized transcript``, unquoted)
-            and ``wavs/<id>.wav``. If it does not exist, the official archive is downloaded.
+            and ``wavs/<id>.wav``, or ``.flac``, ``.ogg``, ``.opus``, ``.mp3``. If it does not
+            exist, the official archive is downloaded.
         url: address of the archive.
         sha256: checksum of the archive.
         kwargs: further arguments of `SpeechDataModule`.
@@ -39,8 +40,10 @@ class LJSpeechDataModule(SpeechDataModule):
         self.sha256 = sha256
 
     def read_transcripts(self) -> list[Transcript]:
+        folder = self.root / "wavs"
+        others = {p.stem: p for p in folder.glob("*") if p.suffix in AUDIO_SUFFIXES[1:]}
         return [
-            Transcript(id, self.root / "wavs" / f"{id}.wav", text, source)
+            Transcript(id, others.get(id, folder / f"{id}.wav"), text, source)
             for id, text, source in read_metadata(self.root / "metadata.csv")
         ]
 
@@ -85,13 +88,11 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
     """
     records = []
     seen: dict[str, str] = {}
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, LAYOUT), start=1):
         source = f"{path} line {number}"
         fields = line.split("|")
         if len(fields) not in (2, 3):
-            raise UserError(
-                f"{source} has {len(fields)} field(s) instead of id|transcript|normalized text"
-            )
+            raise UserError(f"{source} has {len(fields)} field(s) instead of {LAYOUT}")
         id, text = fields[0], fields[-1].strip()
         if not id or id != Path(id).name:
             raise UserError(f"{source}: the id {id!r} is not a plain file name")
@@ -100,35 +101,3 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
         seen[id] = source
         records.append((id, text, source))
     return records
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file without line endings and trailing blank lines.
-
-    Reading stops at a line that is too long, so an endless line does not fill memory.
-
-    Raises:
-        UserError: if the file is missing, is not UTF-8, or has a line longer than `LONGEST_LINE`.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            number = blank = 0
-            while line := file.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(line) > LONGEST_LINE:
-                    raise UserError(
-                        f"{path} line {number} has more than {LONGEST_LINE:,} characters instead "
-                        "of id|transcript|normalized text"
-                    )
-                if line == "\n":
-                    blank += 1
-                    continue
-                yield from [""] * blank
-                blank = 0
-                yield line.rstrip("\n")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: {path.parent} is not in LJ Speech's layout"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error})") from error

@@ -26,8 +26,9 @@ def count_batches(size: int, batch_size: int, world_size: int) -> int:
 class LengthBucketBatchSampler(EpochSampler):
     """Batch clips of similar length; each clip comes once per epoch over all processes.
 
-    Clips are sorted by length and cut into as few batches as ``batch_size`` allows. Batch sizes
-    differ by at most one clip. Every process gets the same number of batches.
+    Clips are sorted by length and cut into as few batches as the limits allow. Every process gets
+    the same number of batches. Without ``max_batch_length``, batch sizes differ by at most one
+    clip; with it, batches of short clips hold more.
 
     With ``shuffle``, lengths are first multiplied by a random factor, so that clips are grouped
     differently in each epoch, and the batches come in random order. Both are drawn from
@@ -38,11 +39,16 @@ class LengthBucketBatchSampler(EpochSampler):
         lengths: lengths of the clips, in any unit.
         batch_size: maximum number of clips per batch and process; 1 becomes 2 if the number of
             clips is not a multiple of the number of processes.
+        max_batch_length: maximum number of clips times longest clip, per batch and process; None
+            for no limit. A longer clip is a batch of its own.
         shuffle: whether batches change from epoch to epoch.
         seed: seed for shuffling.
         rank: number of this process.
         world_size: number of processes.
         jitter: half the width of the random factor's range around 1.
+
+    Attributes:
+        sizes: number of clips in each batch over all processes, before the batches are shuffled.
 
     Raises:
         ValueError: if there are fewer clips than processes.
@@ -52,6 +58,7 @@ class LengthBucketBatchSampler(EpochSampler):
         self,
         lengths: Sequence[int],
         batch_size: int,
+        max_batch_length: int | None = None,
         *,
         shuffle: bool = False,
         seed: int = 0,
@@ -61,12 +68,23 @@ class LengthBucketBatchSampler(EpochSampler):
     ) -> None:
         super().__init__(seed=seed, rank=rank, world_size=world_size)
         self.lengths = np.asarray(lengths)
-        self.count = count_batches(len(lengths), batch_size, world_size)
         self.shuffle = shuffle
-        self.jitter = jitter
+        self.jitter = jitter if shuffle else 0.0
+        if max_batch_length is None:
+            count = count_batches(len(lengths), batch_size, world_size)
+            self.sizes = [len(part) for part in np.array_split(np.arange(len(lengths)), count)]
+        else:
+            # Sizes are the same in every epoch. The random factors reorder the clips, so a batch's
+            # longest clip can exceed that of the same batch in sorted order by this ratio.
+            worst = (1 + self.jitter) / (1 - self.jitter)
+            longest_first = -np.sort(-self.lengths)
+            limit = max_batch_length / worst
+            self.sizes = cut_by_length(longest_first, batch_size, limit, world_size)
+            if shuffle:
+                self.sizes.reverse()  # shuffled batches are cut from the shortest clip on
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.sizes)
 
     def batches(self, start: int) -> Iterator[list[int]]:
         for batch in self.global_batches(self.epoch)[start:]:
@@ -79,17 +97,48 @@ class LengthBucketBatchSampler(EpochSampler):
     def global_batches(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the batches of an epoch; each spans all processes."""
         if not self.shuffle:
-            return np.array_split(np.argsort(-self.lengths, kind="stable"), self.count)
+            return self._cut(np.argsort(-self.lengths, kind="stable"))
         random = np.random.default_rng((self.seed, epoch))
         factors = random.uniform(1 - self.jitter, 1 + self.jitter, len(self.lengths))
-        batches = np.array_split(np.argsort(self.lengths * factors), self.count)
+        batches = self._cut(np.argsort(self.lengths * factors))
         return [batches[i] for i in random.permutation(len(batches))]
+
+    def _cut(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return np.split(order, np.cumsum(self.sizes)[:-1])
 
     def padding(self) -> float:
         """Return the fraction of the epoch's samples that is padding, assuming one process."""
         batches = self.global_batches(self.epoch)
         padded = sum(len(batch) * self.lengths[batch].max() for batch in batches)
         return float(1 - self.lengths.sum() / padded)
+
+
+def cut_by_length(
+    lengths: NDArray[np.int64], batch_size: int, max_batch_length: float, world_size: int
+) -> list[int]:
+    """Return the sizes of batches that each process can pad to at most ``max_batch_length``.
+
+    Args:
+        lengths: lengths of the clips, the longest first.
+        batch_size: maximum number of clips per batch and process.
+        max_batch_length: maximum padded length per batch and process.
+        world_size: number of processes; each gets at least one clip of each batch.
+
+    Raises:
+        ValueError: if there are fewer clips than processes.
+    """
+    count_batches(len(lengths), batch_size, world_size)  # raises if there are too few clips
+    sizes = []
+    left = len(lengths)
+    while left:
+        longest = max(lengths[len(lengths) - left], 1)  # 0 if the clip cannot be read
+        each = max(1, min(batch_size, int(max_batch_length // longest)))
+        size = min(each * world_size, left)
+        if 0 < left - size < world_size:  # too few for another batch, so one process gets more
+            size = left
+        sizes.append(size)
+        left -= size
+    return sizes
 
 
 class ShuffledBatchSampler(EpochSampler):

@@ -6,23 +6,23 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from rich.progress import track
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
-from datamodules.clips import Clip, inspect_clip, read_clip
+from datamodules.augment import ClipAugment
+from datamodules.clips import AUDIO_SUFFIXES, Clip, inspect_clip
 from datamodules.sampling import LengthBucketBatchSampler
+from datamodules.speech_dataset import SpeechBatch, SpeechDataset
 from datamodules.splits import SplitDataModule
 from datamodules.vocabulary import COURSE_ALPHABET, CharacterVocabulary
 from errors import UserError
+from metrics import normalize_transcript
 
-AUDIO_SUFFIXES = {".wav", ".flac"}
+SPLITS = ("train", "val", "test")
 
 
 class Transcript(NamedTuple):
@@ -33,104 +33,14 @@ class Transcript(NamedTuple):
         path: audio file.
         text: words spoken.
         source: where the transcript was read, for messages.
+        split: train, val or test; None if the corpus does not name splits.
     """
 
     id: str
     path: Path
     text: str
     source: str
-
-
-class SpeechBatch(NamedTuple):
-    """A batch of clips.
-
-    Attributes:
-        indices: (batch,) indices of the clips in their data set.
-        ids: names of the clips.
-        waveforms: (batch, samples) in [-1, 1], zero after the end of each clip.
-        lengths: (batch,) lengths in samples.
-        tokens: (batch, tokens) start, characters, stop, then padding.
-        token_lengths: (batch,) number of tokens, start and stop included.
-        seconds: length that the clips are padded to.
-        unreadable: names of the clips left out of the batch because they cannot be read, each with
-            the reason.
-    """
-
-    indices: Tensor
-    ids: tuple[str, ...]
-    waveforms: Tensor
-    lengths: Tensor
-    tokens: Tensor
-    token_lengths: Tensor
-    seconds: float
-    unreadable: tuple[tuple[str, str], ...] = ()
-
-    def target_count(self) -> Tensor:
-        """Return the number of tokens to predict: all but the start token."""
-        return (self.token_lengths - 1).sum()
-
-    def head(self, count: int) -> "SpeechBatch":
-        """Return the first clips of the batch, with the batch's padding."""
-        return self._replace(
-            indices=self.indices[:count],
-            ids=self.ids[:count],
-            waveforms=self.waveforms[:count],
-            lengths=self.lengths[:count],
-            tokens=self.tokens[:count],
-            token_lengths=self.token_lengths[:count],
-        )
-
-    def describe(self) -> str:
-        """Return the number of clips, their padded length and their names."""
-        return (
-            f"a batch of {len(self.ids)} clips, padded to {self.seconds:.2f} s and "
-            f"{self.tokens.shape[1]} tokens ({', '.join(self.ids)})"
-        )
-
-
-class SpeechDataset(Dataset[SpeechBatch]):
-    """Clips, indexed by lists of indices; a list yields a batch of its readable clips.
-
-    Args:
-        clips: clips whose headers were read.
-        vocabulary: vocabulary of the transcripts.
-        sample_rate: rate in Hz that clips are resampled to.
-    """
-
-    def __init__(
-        self, clips: Sequence[Clip], vocabulary: CharacterVocabulary, sample_rate: int
-    ) -> None:
-        self.clips = clips
-        self.vocabulary = vocabulary
-        self.sample_rate = sample_rate
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, indices: Sequence[int]) -> SpeechBatch:
-        read, waveforms, tokens, unreadable = [], [], [], []
-        for i in indices:
-            clip = self.clips[i]
-            try:
-                waveforms.append(read_clip(clip, self.sample_rate))
-            except UserError as error:
-                unreadable.append((clip.name, str(error)))
-                if len(unreadable) == len(indices):
-                    raise UserError(f"{error}, nor can any other clip of its batch") from error
-                continue
-            read.append(i)
-            tokens.append(torch.tensor(self.vocabulary.encode(clip.text)))
-        padded = pad_sequence(waveforms, batch_first=True)
-        return SpeechBatch(
-            indices=torch.tensor(read),
-            ids=tuple(self.clips[i].id for i in read),
-            waveforms=padded,
-            lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-            tokens=pad_sequence(tokens, batch_first=True, padding_value=self.vocabulary.pad),
-            token_lengths=torch.tensor([len(t) for t in tokens]),
-            seconds=padded.shape[1] / self.sample_rate,
-            unreadable=tuple(unreadable),
-        )
+    split: str | None = None
 
 
 class SpeechDataModule(SplitDataModule[SpeechDataset]):
@@ -139,17 +49,24 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
     Args:
         root: folder of the corpus.
         batch_size: maximum number of clips per batch and process.
+        max_batch_seconds: maximum seconds per batch and process, padding and the slowest speed of
+            ``augment`` included; None for no limit. A longer clip gets a batch of its own.
         splits: fractions of the clips, in order, for training and validation; the rest is for
             test. The defaults are the course's: 9,825, 655 and 2,620 of LJ Speech's 13,100 clips.
         alphabet: characters of the vocabulary; others become ``#``, in the references too.
         max_characters: length that longer transcripts are cut to; None keeps all. The course cuts
             at 97.
+        normalize_text: how to unify the transcripts of corpora that differ: ``lower`` for lower
+            case, ``letters`` for letters, digits, apostrophes and single spaces only
+            (`normalize_transcript`); None leaves them as they are.
         sample_rate: rate in Hz that clips are resampled to.
+        channel: number of the channel to read, from 0; None averages the channels.
+        augment: augmentation of the training clips; none by default.
         max_clips: maximum number of clips per split, the first ones; None takes all.
         evaluate_on_train: whether to validate and test on the training clips, to check that a model
             can over-fit them.
-        predict_paths: WAV or FLAC files, or folders searched for them, to transcribe with
-            ``predict``; if empty, the test clips.
+        predict_paths: audio files, or folders searched for them, to transcribe with ``predict``; if
+            empty, the test clips.
         max_unreadable_clips: maximum number of clips to skip, per process, because they are missing
             or cannot be read. Each is reported. A batch without any readable clip stops the run.
         num_workers: number of processes that read clips. None means up to 8 with a GPU. Without a
@@ -161,10 +78,14 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         self,
         root: str,
         batch_size: int = 64,
+        max_batch_seconds: float | None = None,
         splits: tuple[float, float] = (0.75, 0.05),
         alphabet: str = COURSE_ALPHABET,
         max_characters: int | None = None,
+        normalize_text: Literal["lower", "letters"] | None = None,
         sample_rate: int = 22_050,
+        channel: int | None = None,
+        augment: ClipAugment | None = None,
         max_clips: int | None = None,
         evaluate_on_train: bool = False,
         predict_paths: Sequence[str] = (),
@@ -179,10 +100,14 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             raise ValueError(f"splits {splits} are not fractions that leave a part of 1 for test")
         self.root = Path(root)
         self.batch_size = batch_size
+        self.max_batch_seconds = max_batch_seconds
         self.splits = splits
         self.vocabulary = CharacterVocabulary(alphabet)
         self.max_characters = max_characters
+        self.normalize_text = normalize_text
         self.sample_rate = sample_rate
+        self.channel = channel
+        self.augment = augment
         self.max_clips = max_clips
         self.evaluate_on_train = evaluate_on_train
         self.predict_paths = predict_paths
@@ -231,32 +156,69 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         if self._predicts_files():
             self.datasets["predict"] = self._dataset(self._files_to_predict())
             return
-        parts = self._split(self.read_transcripts())
+        parts = self.split_transcripts()
         for split in self.missing_splits(stage):
             source = "train" if self.evaluate_on_train else split
-            self.datasets[split] = self._dataset(self._inspect(split, parts[source]))
+            clips = self.inspect_clips(split, parts[source])
+            self.datasets[split] = self._dataset(clips, self.augment if split == "train" else None)
 
-    def _split(self, transcripts: list[Transcript]) -> dict[str, list[Transcript]]:
-        train = round(len(transcripts) * self.splits[0])
-        val = train + round(len(transcripts) * self.splits[1])
-        parts = {
-            "train": transcripts[:train],
-            "val": transcripts[train:val],
-            "test": transcripts[val:],
-        }
+    def split_transcripts(self) -> dict[str, list[Transcript]]:
+        """Return each split's normalized transcripts.
+
+        The corpus may name every clip's split; otherwise ``splits`` divides the clips in order.
+
+        Raises:
+            UserError: if the corpus is missing or malformed, or an id occurs twice; names the file
+                or line.
+        """
+        transcripts = self.read_transcripts()
+        seen: dict[str, str] = {}
+        for transcript in transcripts:
+            if transcript.id in seen:
+                raise UserError(
+                    f"{transcript.source} repeats the id {transcript.id} of {seen[transcript.id]}: "
+                    "ids must differ"
+                )
+            seen[transcript.id] = transcript.source
+        if self.normalize_text is not None:
+            normalize = str.lower if self.normalize_text == "lower" else normalize_transcript
+            transcripts = [t._replace(text=normalize(t.text)) for t in transcripts]
+        unsplit = [t for t in transcripts if t.split is None]
+        if len(unsplit) < len(transcripts):
+            if unsplit:
+                raise UserError(
+                    f"{unsplit[0].source} has no split, but other clips have one: "
+                    "give every clip a split, or none"
+                )
+            parts = {split: [t for t in transcripts if t.split == split] for split in SPLITS}
+        else:
+            train = round(len(transcripts) * self.splits[0])
+            val = train + round(len(transcripts) * self.splits[1])
+            parts = {
+                "train": transcripts[:train],
+                "val": transcripts[train:val],
+                "test": transcripts[val:],
+            }
         return {split: part[: self.max_clips] for split, part in parts.items()}
 
-    def _inspect(self, split: str, transcripts: list[Transcript]) -> list[Clip]:
+    def inspect_clips(self, split: str, transcripts: list[Transcript]) -> list[Clip]:
+        """Read the header of each clip; an unreadable clip gets length 0.
+
+        Raises:
+            UserError: if there are no clips, a transcript has no known character, or too many
+                clips are unreadable.
+        """
         if not transcripts:
             raise UserError(f"{self.root} has no clips left for {split}: change splits")
         clips = []
-        for id, path, text, source in track(transcripts, f"checking {split} clips", transient=True):
+        for transcript in track(transcripts, f"checking {split} clips", transient=True):
+            id, path, text, source, _ = transcript
             tokens = self.vocabulary.encode_characters(text)
             if all(token == self.vocabulary.unknown for token in tokens):
                 raise UserError(f"{source}: the transcript {text!r} has no known character")
             kept = text[: self.max_characters]
             try:
-                clip = inspect_clip(id, path, self.sample_rate, source, kept)
+                clip = inspect_clip(id, path, self.sample_rate, source, kept, self.channel)
             except UserError as error:
                 # The clip keeps its index, so a run that started with it keeps its batches.
                 clip = Clip(id, path, source, 0, kept)
@@ -312,22 +274,29 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             if path.is_dir():
                 found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
                 if not found:
-                    raise UserError(f"predict_paths: the folder {path} holds no WAV or FLAC file")
+                    raise UserError(f"predict_paths: the folder {path} holds no audio file")
                 files += found
             else:
                 files.append(path)
-        return [inspect_clip(file.stem, file, self.sample_rate) for file in files]
+        return [
+            inspect_clip(file.stem, file, self.sample_rate, channel=self.channel) for file in files
+        ]
 
-    def _dataset(self, clips: list[Clip]) -> SpeechDataset:
-        return SpeechDataset(clips, self.vocabulary, self.sample_rate)
+    def _dataset(self, clips: list[Clip], augment: ClipAugment | None = None) -> SpeechDataset:
+        return SpeechDataset(clips, self.vocabulary, self.sample_rate, self.channel, augment)
 
     # ------------------------------------------------------------------ batching
 
     def make_sampler(self, split: str, *, shuffle: bool) -> LengthBucketBatchSampler:
         lengths = [clip.samples for clip in self.datasets[split].clips]
+        longest = None
+        if self.max_batch_seconds is not None:
+            slowest = min(self.augment.speeds) if shuffle and self.augment else 1.0
+            longest = int(self.max_batch_seconds * self.sample_rate * min(slowest, 1.0))
         sampler = LengthBucketBatchSampler(
             lengths,
             self.batch_size,
+            longest,
             shuffle=shuffle,
             seed=self.seed,
             rank=self.rank,
@@ -335,7 +304,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         )
         rank_zero_info(
             f"{split}: {len(lengths):,} clips, {sum(lengths) / self.sample_rate / 3600:.2f} hours, "
-            f"{len(sampler):,} batches of up to {self.batch_size}, "
+            f"{len(sampler):,} batches of up to {max(sampler.sizes)} clips, "
             f"{sampler.padding():.1%} of the frames padding"
         )
         return sampler

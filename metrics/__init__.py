@@ -6,6 +6,7 @@ from metrics.text import (
     DamerauLevenshteinSimilarity,
     JaccardSimilarity,
     WordErrorRate,
+    normalize_transcript,
 )
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "DamerauLevenshteinSimilarity",
     "JaccardSimilarity",
     "WordErrorRate",
+    "normalize_transcript",
 ]

@@ -11,6 +11,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
+def normalize_transcript(text: str) -> str:
+    """Return a transcript in lower case with only letters, digits, apostrophes and single spaces.
+
+    Published error rates are usually of such texts.
+    """
+    text = text.lower().replace("’", "'")
+    return " ".join("".join(c if c.isalnum() or c == "'" else " " for c in text).split())
+
+
 class _PairwiseMetric(Metric, ABC):
     """Ratio of two sums over pairs of strings; sums are added over processes."""
 
@@ -116,8 +125,13 @@ class _ErrorRate(_PairwiseMetric):
 
     higher_is_better = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, normalize: bool = False) -> None:
         super().__init__(torch.int64)  # counts: exact
+        self.normalize = normalize
+
+    def prepare(self, text: str) -> str:
+        """Return a text as it is compared."""
+        return normalize_transcript(text) if self.normalize else text
 
     def compute(self) -> Tensor:
         """Return the rate as a scalar; NaN without any pair."""
@@ -130,9 +144,13 @@ class CharErrorRate(_ErrorRate):
     """Levenshtein distance in characters, divided by the references' characters.
 
     If all references are empty, it is 0 without edits and infinite with any.
+
+    Args:
+        normalize: whether to compare texts as `normalize_transcript` writes them.
     """
 
     def score(self, prediction: str, reference: str) -> tuple[int, int]:
+        prediction, reference = self.prepare(prediction), self.prepare(reference)
         return Levenshtein.distance(prediction, reference), len(reference)
 
 
@@ -140,8 +158,11 @@ class WordErrorRate(_ErrorRate):
     """Levenshtein distance in words, separated by white space, divided by the references' words.
 
     If all references are empty, it is 0 without edits and infinite with any.
+
+    Args:
+        normalize: whether to compare texts as `normalize_transcript` writes them.
     """
 
     def score(self, prediction: str, reference: str) -> tuple[int, int]:
-        words = reference.split()
-        return Levenshtein.distance(prediction.split(), words), len(words)
+        words = self.prepare(reference).split()
+        return Levenshtein.distance(self.prepare(prediction).split(), words), len(words)

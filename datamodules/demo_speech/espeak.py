@@ -20,8 +20,24 @@ _POS_CHARACTER = 1
 _CHARS_UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _OK = 0
+_LIST_END, _WORD = 0, 1
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("message", ctypes.c_uint),
+        ("text_position", ctypes.c_int),  # in characters, from 1
+        ("length", ctypes.c_int),
+        ("milliseconds", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
 _Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
 
 
@@ -112,6 +128,11 @@ def _start_library(data: Path, seed: int) -> Iterator[ctypes.CDLL]:
 
 
 def speak(text: str, voice: Voice, data: Path) -> np.ndarray:
+    """Return the samples of `speak_words`."""
+    return speak_words(text, voice, data)[0]
+
+
+def speak_words(text: str, voice: Voice, data: Path) -> tuple[np.ndarray, list[tuple[int, float]]]:
     """Speak a text; the same text and voice give the same samples.
 
     Args:
@@ -120,16 +141,27 @@ def speak(text: str, voice: Voice, data: Path) -> np.ndarray:
         data: folder from `link_data`.
 
     Returns:
-        Samples at 22,050 Hz as int16, (samples,).
+        Samples at 22,050 Hz as int16, (samples,); and for each word its position in the text, in
+        characters, and the time at which it begins, in seconds.
 
     Raises:
         UserError: if eSpeak NG is not installed or does not know the voice.
     """
     pieces: list[np.ndarray] = []
+    words: list[tuple[int, float]] = []
 
-    def receive(samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int) -> int:
+    def receive(
+        samples: "ctypes._Pointer[ctypes.c_short]",
+        count: int,
+        events: "ctypes._Pointer[_Event]",
+    ) -> int:
         if samples and count:
             pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        i = 0
+        while events[i].type != _LIST_END:
+            if events[i].type == _WORD:
+                words.append((events[i].text_position - 1, events[i].milliseconds / 1000))
+            i += 1
         return 0  # go on
 
     callback = _Callback(receive)  # the variable keeps it alive while the library uses it
@@ -145,4 +177,4 @@ def speak(text: str, voice: Voice, data: Path) -> np.ndarray:
         )
     if status != _OK or not pieces:
         raise UserError(f"eSpeak NG could not speak {text!r}")
-    return np.concatenate(pieces)
+    return np.concatenate(pieces), words

@@ -1,12 +1,13 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
 from datamodules import DemoSpeechDataModule
 from datamodules.demo_speech.__main__ import main
 from datamodules.demo_speech.corpus import speak_corpus
-from datamodules.demo_speech.espeak import Voice, link_data, speak
+from datamodules.demo_speech.espeak import SAMPLE_RATE, Voice, link_data, speak, speak_words
 from datamodules.demo_speech.grammar import sentences
 from datamodules.vocabulary import CharacterVocabulary
 from errors import UserError
@@ -91,3 +92,19 @@ def test_an_interrupted_corpus_leaves_nothing(
     with pytest.raises(UserError, match="no voice no-such-voice"):
         DemoSpeechDataModule(root=str(tmp_path / "demo"), clips=3).prepare_data()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_word_onsets_are_reported_where_the_words_begin() -> None:
+    text = "silence, then a second word."
+    with link_data() as data:
+        samples, words = speak_words(text, Voice(), data)
+        assert np.array_equal(samples, speak(text, Voice(), data))
+    assert [text[position:].split(maxsplit=1)[0] for position, _ in words] == text.split()
+    onsets = [onset for _, onset in words]
+    assert onsets == sorted(onsets)
+    assert onsets[0] == pytest.approx(0, abs=0.05)
+    # The comma is a pause: little sound before the second word, much after it.
+    second = int(onsets[1] * SAMPLE_RATE)
+    loudness = [np.abs(part).mean() for part in (samples[second - 2000 : second - 500],
+                                                 samples[second : second + 3000])]  # fmt: skip
+    assert loudness[0] < loudness[1] / 10
