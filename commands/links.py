@@ -13,6 +13,7 @@ from errors import UserError
 LINKS = (
     ("vocabulary", "vocabulary"),
     ("vocabulary_size", "network.init_args.decoder.init_args.vocabulary_size"),
+    ("vocabulary_size", "network.init_args.vocabulary_size"),
     ("class_names", "class_names"),
     ("class_count", "network.init_args.classes"),
     ("channels", "network.init_args.channels"),

@@ -8,11 +8,12 @@ happened: `Reproducibility` makes every random choice a function of (seed, epoch
 from engine.checkpoint_io import DurableCheckpointIO
 from engine.checkpoints import RunCheckpoint
 from engine.distributed import gather, is_lost_peer, leave_process_group
+from engine.initialization import find_weights, group_parameters, initialize_from
 from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
 from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings
 from engine.reproducibility import Reproducibility
-from engine.run_directory import RunDirectory
+from engine.run_directory import RunDirectory, read_checkpoint
 from engine.run_statistics import RunStatistics
 from engine.signals import GracefulShutdown, Interrupted
 from engine.training import NonFiniteLossError, TrainingModule, describe
@@ -33,9 +34,13 @@ __all__ = [
     "TrainingModule",
     "describe",
     "end_workers",
+    "find_weights",
     "gather",
+    "group_parameters",
+    "initialize_from",
     "is_lost_peer",
     "leave_process_group",
     "outlive_signals",
+    "read_checkpoint",
     "read_rows",
 ]

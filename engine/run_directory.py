@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from errors import UserError
 
@@ -66,3 +69,20 @@ class RunDirectory:
         if not path.is_file():
             raise UserError(f"--ckpt_path {name} does not exist: name a file, last, best or none")
         return path
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; its tensors are mapped into memory, not copied.
+
+    Raises:
+        UserError: if the file is damaged or not a checkpoint.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=True
+        )
+        _ = checkpoint["state_dict"], checkpoint["global_step"]
+    except Exception as error:  # torch raises many types for damaged files
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a whole checkpoint of a run ({reason})") from error
+    return checkpoint

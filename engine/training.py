@@ -55,6 +55,17 @@ class TrainingModule(LightningModule):
         """
         raise NotImplementedError
 
+    def adapt_weights(
+        self, weights: dict[str, Tensor], checkpoint: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Convert another run's weights to this module's names and shapes; unchanged by default.
+
+        Args:
+            weights: weights by name.
+            checkpoint: whole checkpoint that they are from.
+        """
+        return weights
+
     def on_train_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Remember the batch for messages, and check its type.
 

@@ -1,0 +1,301 @@
+"""LightningCLI with run directories."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import SystemRandom
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentError
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerTypeUnion,
+    ReduceLROnPlateau,
+    SaveConfigCallback,
+    instantiate_class,
+)
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from torch.optim import Optimizer
+
+from commands.links import LINKS, find_filled
+from commands.messages import explain, is_out_of_memory, shorten
+from engine import (
+    DurableCheckpointIO,
+    GracefulShutdown,
+    Interrupted,
+    MetricsCSV,
+    NonFiniteLossError,
+    OptimizerSettings,
+    Reproducibility,
+    RunCheckpoint,
+    RunDirectory,
+    RunStatistics,
+    describe,
+    find_weights,
+    group_parameters,
+    initialize_from,
+    is_lost_peer,
+    read_checkpoint,
+)
+from errors import UserError
+from lightning_modules.schedules import WarmupLinearDecay, count_steps
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Save the configuration of fit as ``config.yaml``; the other stages leave it alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Wait: a run that refuses to resume keeps its configuration."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save when training starts."""
+        super().setup(trainer, pl_module, "fit")
+
+
+class SuiteCLI(LightningCLI):
+    """LightningCLI whose runs live in ``<trainer.default_root_dir>/<experiment>``."""
+
+    run: RunDirectory
+    shutdown: GracefulShutdown
+    checkpoint_name: str | None
+    checkpoint: Path | None
+    initial_checkpoint: Path | None
+    resume_step: int
+
+    # ------------------------------------------------------------------ the command line
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return each stage with the arguments of its trainer method that users cannot set."""
+        return {
+            stage: arguments | {"weights_only"}
+            for stage, arguments in LightningCLI.subcommands().items()
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the experiment's name, the checkpoint callback and the links from data to model."""
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="Name of the run directory; by default the stem of the first config file.",
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Run directory or checkpoint to initialize a new fit from; ignored on resume.",
+        )
+        parser.add_argument(
+            "--lr_factors",
+            type=dict[str, float],
+            default={},
+            help="Learning-rate factor of each part of the model, such as {network.encoder: 0.3}.",
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        for source, target in LINKS:
+            parser.link_arguments(
+                f"data.{source}", f"model.init_args.{target}", apply_on="instantiate"
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line.
+
+        Raises:
+            UserError: if a key is unknown or a value is not of its type.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise UserError(explain(str(error))) from error
+        # Lightning must not see ckpt_path: it would let the checkpoint's hyper-parameters override
+        # the command line, and import any class that the checkpoint names.
+        config = self.config[self.config.subcommand]
+        self.checkpoint_name, config.ckpt_path = config.ckpt_path, None
+
+    # ------------------------------------------------------------------ building
+
+    def before_instantiate_classes(self) -> None:
+        """Find the run directory and the checkpoint before anything is built."""
+        config = self.config[self.subcommand]
+        if config.experiment is None:
+            if not config.config:
+                raise UserError("without --config the run needs a name: add --experiment NAME")
+            config.experiment = Path(config.config[0].relative).stem
+        self.run = RunDirectory(Path(config.trainer.default_root_dir) / config.experiment)
+        name = self.checkpoint_name
+        if name is None and self.subcommand != "fit":
+            name = "best"  # without a checkpoint Lightning would score random weights
+        name = None if name == "none" else name
+        requeued = self.subcommand == "fit" and int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if requeued and (self.run.checkpoints / "last.ckpt").exists():
+            rank_zero_info(f"SLURM has started this job again: resuming {self.run.path}")
+            name = "last"
+        self.checkpoint = None if name is None else self.run.checkpoint(name)
+        home = self.run.checkpoints.absolute()
+        is_resumed = self.checkpoint is not None and self.checkpoint.absolute().parent == home
+        if self.subcommand == "fit" and not is_resumed:
+            rank_zero_only(self.run.check_unused)()  # others start when the first already runs
+        self.initial_checkpoint = None
+        if config.init_from is not None and self.subcommand == "fit" and self.checkpoint is None:
+            self.initial_checkpoint = find_weights(config.init_from)
+        self.resume_step = (
+            0 if self.checkpoint is None else read_checkpoint(self.checkpoint)["global_step"]
+        )
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer.
+
+        Raises:
+            UserError: if an argument is invalid.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UserError(shorten(str(error))) from error
+        if self.initial_checkpoint is not None:
+            initialize_from(self.model, self.initial_checkpoint)
+        filled = ", ".join(find_filled(self.config[self.subcommand].model, self.datamodule))
+        if filled:
+            rank_zero_info(f"Filled from the data: {filled}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer around the run directory; only fit logs curves."""
+        kwargs["default_root_dir"] = str(self.run.path)
+        config = self.config_init[self.subcommand]
+        trainer = config.trainer
+        plugins = trainer.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
+        self.shutdown = GracefulShutdown(find_slurm(plugins))
+        # False leaves the initial weights unseeded; training is seeded in any case.
+        seed = config.seed_everything
+        seed = SystemRandom().getrandbits(31) if seed is False else seed
+        # Shutdown comes first, to stop before other callbacks have seen the next batch. The
+        # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
+        engine = [OptimizerSettings(), Reproducibility(seed)]
+        kwargs["callbacks"] = [self.shutdown, *(trainer.callbacks or []), *engine]
+        if self.subcommand != "fit":
+            kwargs["logger"] = False
+        elif trainer.logger is not False:
+            kwargs["callbacks"] += [RunStatistics(), LearningRateMonitor("step")]
+        if self.subcommand == "fit" and trainer.logger in (None, True):
+            kwargs["logger"] = [
+                TensorBoardLogger(
+                    self.run.path,
+                    name="",
+                    version="",
+                    default_hp_metric=False,
+                    purge_step=self.resume_step or None,
+                ),
+                MetricsCSV(self.run.path, resume_step=self.resume_step),
+            ]
+        return super().instantiate_trainer(**kwargs)
+
+    def configure_optimizers(  # type: ignore[override] # LightningCLI's is static
+        self,
+        lightning_module: LightningModule,
+        optimizer: Optimizer,
+        lr_scheduler: LRSchedulerTypeUnion | None = None,
+    ) -> Any:
+        """Step the schedule after every optimizer step; by default it spans the whole training.
+
+        ``lr_factors`` give parts of the model learning rates of their own.
+        """
+        config = self.config_init[self.subcommand]
+        if config.lr_factors:
+            rate = optimizer.defaults["lr"]
+            groups = group_parameters(lightning_module, rate, config.lr_factors)
+            optimizer = instantiate_class(groups, config.optimizer)
+            if lr_scheduler is not None:
+                lr_scheduler = instantiate_class(optimizer, config.lr_scheduler)
+        if lr_scheduler is None or isinstance(lr_scheduler, ReduceLROnPlateau):
+            return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
+        if isinstance(lr_scheduler, WarmupLinearDecay) and lr_scheduler.total_steps is None:
+            lr_scheduler.total_steps = count_steps(lightning_module.trainer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": lr_scheduler, "interval": "step"},
+        }
+
+    # ------------------------------------------------------------------ running
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; see `_run`."""
+        self._run(self.trainer.fit, kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Score on the validation set; see `_run`."""
+        self._run(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Score on the test set; see `_run`."""
+        self._run(self.trainer.test, kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict; see `_run`."""
+        self._run(self.trainer.predict, kwargs)
+
+    def _run(self, stage: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        """Run a stage; leave no new run directory if it fails before its first step.
+
+        Raises:
+            UserError: if memory runs out; names the batch.
+            SystemExit: with a non-zero status if the run is interrupted.
+        """
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        is_new = not self.run.path.exists()
+        try:
+            stage(**{**kwargs, "ckpt_path": checkpoint, "weights_only": True})
+        except BaseException as error:
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
+            is_untouched = is_new and not progress.completed and not self.run.holds_run()
+            if is_untouched and self.trainer.is_global_zero:
+                shutil.rmtree(self.run.path, ignore_errors=True)
+            self._report(error)
+
+    def _report(self, error: BaseException) -> NoReturn:
+        if isinstance(error, Interrupted | NonFiniteLossError) and not self.trainer.is_global_zero:
+            # All processes stop, and the first one reports the reason. If another process ended
+            # with a non-zero status before that, the first would be killed.
+            raise SystemExit(0)
+        if isinstance(error, Interrupted):
+            self.shutdown.requeue()
+        if is_out_of_memory(error):
+            batch = getattr(self.model, "current_batch", None)
+            at = "a step of the model" if batch is None else describe(batch)
+            raise UserError(
+                f"out of memory ({str(error).partition('. ')[0]}) at {at}: lower "
+                "--data.init_args.batch_size"
+            ) from error
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            raise SystemExit(130)  # Lightning's own is 1
+        if is_lost_peer(error):
+            raise UserError("another process of this run has ended: see its message") from error
+        raise error
+
+    def after_test(self) -> None:
+        """Write ``test_metrics.json``."""
+        if self.trainer.is_global_zero:
+            metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+            checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+            record = {"checkpoint": checkpoint, "metrics": metrics}
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            self.run.test_metrics.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:
+    """Return SLURM's environment if the run is a SLURM job that may be requeued."""
+    given = [plugin for plugin in plugins if isinstance(plugin, SLURMEnvironment)]
+    if not given and SLURMEnvironment.detect():
+        given = [SLURMEnvironment()]
+    return given[0] if given and given[0].auto_requeue else None

@@ -1,0 +1,113 @@
+"""Starting a new run from the weights of another one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from engine.reproducibility import running_statistics
+from engine.run_directory import RunDirectory, read_checkpoint
+from engine.training import TrainingModule
+from errors import UserError
+
+SHOWN = 8
+"""Maximum number of names in a message."""
+
+
+def find_weights(name: str) -> Path:
+    """Return a checkpoint: the best one of a run directory, or a file.
+
+    Raises:
+        UserError: if it does not exist.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = RunDirectory(path).checkpoints / "best.ckpt"
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: give a trained run or a checkpoint")
+    if not path.is_file():
+        raise UserError(f"{name} is neither a run directory nor a checkpoint")
+    return path
+
+
+def initialize_from(module: LightningModule, path: Path) -> None:
+    """Copy the weights that fit from a checkpoint, and log how many.
+
+    A weight fits if it has the same name and shape. If only the number of rows differs, as with
+    learned positions, the leading rows are copied. A `TrainingModule` converts the weights first,
+    with its ``adapt_weights``.
+
+    Raises:
+        UserError: if the file is not a checkpoint, or no weight fits.
+    """
+    checkpoint = read_checkpoint(path)
+    weights = checkpoint["state_dict"]
+    if isinstance(module, TrainingModule):
+        weights = module.adapt_weights(weights, checkpoint)
+    own = dict(module.named_parameters()) | dict(running_statistics(module))
+    taken = [name for name, value in own.items() if _copy(value, weights.get(name))]
+    if not taken:
+        raise UserError(
+            f"no weight of {path} fits this model, so it is of another task: give --init_from a "
+            "run of the same one"
+        )
+    counts = sum(own[name].numel() for name in taken), sum(v.numel() for v in own.values())
+    rank_zero_info(f"Started from {path}: {counts[0]:,} of {counts[1]:,} weights taken")
+    _log_names("Randomly initialized", [name for name in own if name not in taken])
+    known = set(own) | {name for name, _ in module.named_buffers()}
+    _log_names("Not used", [name for name in weights if name not in known])
+
+
+def _copy(value: Tensor, source: Tensor | None) -> bool:
+    """Copy the rows of ``source`` that fit; return whether any did."""
+    if source is None or value.dim() != source.dim() or value.shape[1:] != source.shape[1:]:
+        return False
+    rows = min(len(value), len(source)) if value.dim() else None
+    with torch.no_grad():
+        value[:rows] = source[:rows] if rows is not None else source
+    return True
+
+
+def _log_names(what: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        rank_zero_info(f"{what}: {', '.join(names[:SHOWN])}{more}")
+
+
+def group_parameters(
+    module: LightningModule, rate: float, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Divide the parameters into groups with learning rates of their own.
+
+    Args:
+        module: module to train.
+        rate: learning rate of parameters without a factor.
+        factors: factor of the learning rate by name of a part of the module, such as
+            ``network.encoder``; the longest name that fits a parameter counts.
+
+    Returns:
+        Parameter groups, the one without a factor first.
+
+    Raises:
+        UserError: if a name fits no parameter.
+    """
+    groups: dict[str, list[Tensor]] = {"": [], **{part: [] for part in factors}}
+    for name, parameter in module.named_parameters():
+        fitting = [part for part in factors if f"{name}.".startswith(f"{part}.")]
+        groups[max(fitting, key=len, default="")].append(parameter)
+    for part, parameters in groups.items():
+        if part and not parameters:
+            known = {".".join(n.split(".")[:2]) for n, _ in module.named_parameters()}
+            raise UserError(
+                f"lr_factors: the model has no part {part!r}; its parts are "
+                f"{', '.join(sorted(known)[:SHOWN])} and theirs"
+            )
+    return [
+        {"params": parameters, "lr": rate * factors.get(part, 1.0), "name": part or "others"}
+        for part, parameters in groups.items()
+        if parameters
+    ]
