@@ -7,8 +7,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from datamodules.speech import SpeechBatch
+from datamodules.speech_dataset import SpeechBatch
 from lightning_modules.speech_recognizer import SpeechRecognizer
+from networks import DecodingStrategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ class SpeechExamples(Callback):
         assert isinstance(pl_module, SpeechRecognizer)
         writer, step, vocabulary = board.experiment, trainer.global_step, pl_module.vocabulary
         first, self._has_audio = not self._has_audio, True
-        for i, view in enumerate(inspect_batch(pl_module, batch)):
+        for i, view in enumerate(inspect_batch(pl_module, batch, pl_module.decoding)):
             tag = f"example_{i}"
             if first:
                 audio = batch.waveforms[i, : batch.lengths[i]]
@@ -97,12 +98,14 @@ class View:
 
 
 @torch.no_grad()
-def inspect_batch(module: SpeechRecognizer, batch: SpeechBatch) -> list[View]:
+def inspect_batch(
+    module: SpeechRecognizer, batch: SpeechBatch, decoding: DecodingStrategy
+) -> list[View]:
     """Transcribe a batch and return a view of each clip; the module must be in evaluation mode."""
     network = module.network
     spectrograms, frames = network.features(batch.waveforms, batch.lengths)
     memory, memory_mask = network.encode(batch.waveforms, batch.lengths)
-    texts = module.transcribe(memory, memory_mask)
+    texts = module.transcribe(memory, memory_mask, decoding)
     views = []
     for i, text in enumerate(texts):
         read = module.vocabulary.encode(text)[:-1][: network.decoder.max_tokens]

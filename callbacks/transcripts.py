@@ -1,5 +1,7 @@
 """The recognizer's transcripts: files for test and predict, and a short table."""
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.speech import SpeechBatch
+from datamodules.speech_dataset import SpeechBatch
 from engine import gather
+from lightning_modules.words import Word
 
 
 class TranscriptWriter(Callback):
@@ -19,13 +22,18 @@ class TranscriptWriter(Callback):
     is spelled with the vocabulary. ``predict`` writes ``predictions.csv`` with lines
     ``id|transcript``. Both print the first lines.
 
+    If the recognizer has a CTC head, they also write ``test_words.jsonl`` and
+    ``predictions.jsonl``: for each clip a JSON object with ``id``, ``text`` and ``words``, each
+    with ``word``, ``start`` and ``end`` in seconds (null if the clip is too short for its text),
+    and ``confidence``.
+
     Args:
         examples: maximum number of transcripts to print.
     """
 
     def __init__(self, examples: int = 8) -> None:
         self.examples = examples
-        self._rows: list[tuple[int, tuple[str, ...]]] = []
+        self._rows: list[tuple[int, tuple[str, ...], list[Word]]] = []
 
     def on_test_batch_end(
         self,
@@ -37,13 +45,13 @@ class TranscriptWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect a batch."""
-        self._collect(batch, outputs["references"], outputs["transcripts"])
+        self._collect(batch, outputs, outputs["references"])
 
     def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: list[str],
+        outputs: Any,
         batch: SpeechBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -53,25 +61,44 @@ class TranscriptWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the test's transcripts."""
-        self._report(trainer, "test_transcripts.csv", ("id", "reference", "prediction"))
+        header = ("id", "reference", "prediction")
+        self._report(trainer, "test_transcripts.csv", "test_words.jsonl", header)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the predictions."""
-        self._report(trainer, "predictions.csv", ("id", "transcript"))
+        self._report(trainer, "predictions.csv", "predictions.jsonl", ("id", "transcript"))
 
-    def _collect(self, batch: SpeechBatch, *columns: list[str]) -> None:
-        rows = zip(batch.ids, *columns, strict=True)
-        self._rows += zip(batch.indices.tolist(), rows, strict=True)
+    def _collect(self, batch: SpeechBatch, outputs: Any, *columns: list[str]) -> None:
+        rows = zip(batch.ids, *columns, outputs["transcripts"], strict=True)
+        self._rows += zip(batch.indices.tolist(), rows, outputs["words"], strict=True)
 
-    def _report(self, trainer: Trainer, filename: str, header: Sequence[str]) -> None:
-        rows = [row for _, row in sorted(gather(self._rows))]
+    def _report(self, trainer: Trainer, csv: str, jsonl: str, header: Sequence[str]) -> None:
+        found = sorted(gather(self._rows))
         self._rows = []
         if not trainer.is_global_zero:
             return
-        path = Path(trainer.default_root_dir) / filename
+        path = Path(trainer.default_root_dir) / csv
         path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [row for _, row, _ in found]
         path.write_text("".join("|".join(row) + "\n" for row in rows), encoding="utf-8")
+        if any(words for _, _, words in found):
+            lines = (describe_words(row[0], row[-1], words) for _, row, words in found)
+            path.with_name(jsonl).write_text("".join(lines), encoding="utf-8")
         table = Table(*header, title=f"{min(self.examples, len(rows))} of {len(rows)} in {path}")
         for row in rows[: self.examples]:
             table.add_row(*row)
         Console().print(table)
+
+
+def describe_words(id: str, text: str, words: list[Word]) -> str:
+    """Return a line of JSON with the words of a transcript."""
+    described = [
+        {
+            "word": word.text,
+            "start": None if math.isnan(word.start) else round(word.start, 3),
+            "end": None if math.isnan(word.end) else round(word.end, 3),
+            "confidence": round(word.confidence, 4),
+        }
+        for word in words
+    ]
+    return json.dumps({"id": id, "text": text, "words": described}, ensure_ascii=False) + "\n"

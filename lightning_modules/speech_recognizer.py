@@ -1,15 +1,20 @@
 """Speech recognition task: losses, metrics, transcripts."""
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
-from datamodules.speech import SpeechBatch
+from datamodules.speech_dataset import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
-from engine import TrainingModule
+from engine import TrainingModule, gather
 from errors import UserError
+from lightning_modules.words import Calibration, Word, find_words, mark_correct
 from metrics import (
     CharErrorRate,
     CosineSimilarity,
@@ -26,7 +31,8 @@ class SpeechRecognizer(TrainingModule):
     Training, validation and test log means over tokens: ``loss``, which is minimized; ``nll``, the
     negative log-likelihood; and, with a CTC head, ``ctc``. Label smoothing keeps ``loss`` above
     0.66 for a smoothing of 0.1 and 35 tokens; ``nll`` has no such floor. Validation and test also
-    decode and log ``cer``, ``wer``, ``jaccard``, ``cosine`` and ``damerau_levenshtein``.
+    decode and log ``cer``, ``wer``, ``jaccard``, ``cosine`` and ``damerau_levenshtein``; test also
+    logs ``cer_normalized`` and ``wer_normalized`` (`normalize_transcript`).
 
     Args:
         network: network that predicts the next token from waveforms and the text so far.
@@ -36,6 +42,7 @@ class SpeechRecognizer(TrainingModule):
             loss has the remaining weight. CTC teaches the encoder the order of the characters early
             (Kim et al. 2017, "Joint CTC-attention based end-to-end speech recognition").
         decoding: search that finds the transcripts; `GreedySearch` by default.
+        test_decoding: search for test and predict; by default the same as ``decoding``.
 
     Raises:
         ValueError: if ``ctc_weight`` is not in [0, 1), or the network lacks a CTC head to train or
@@ -51,6 +58,7 @@ class SpeechRecognizer(TrainingModule):
         label_smoothing: float = 0.1,
         ctc_weight: float = 0.0,
         decoding: DecodingStrategy | None = None,
+        test_decoding: DecodingStrategy | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= ctc_weight < 1:
@@ -63,7 +71,10 @@ class SpeechRecognizer(TrainingModule):
         self.vocabulary = vocabulary
         self.label_smoothing = label_smoothing
         self.ctc_weight = ctc_weight
+        self.calibration = Calibration()
+        self._scored_words: list[tuple[float, bool]] = []
         self.decoding = decoding or GreedySearch()
+        self.test_decoding = test_decoding or self.decoding
         losses = MetricCollection(
             {name: MeanMetric() for name in ("loss", "nll") + (("ctc",) if ctc_weight else ())},
             # Each metric is updated with its own value.
@@ -84,14 +95,29 @@ class SpeechRecognizer(TrainingModule):
         self.test_losses = losses.clone(prefix="test/")
         self.val_scores = scores.clone(prefix="val/")
         self.test_scores = scores.clone(prefix="test/")
+        self.test_scores.add_metrics(
+            {
+                "cer_normalized": CharErrorRate(normalize=True),
+                "wer_normalized": WordErrorRate(normalize=True),
+            }
+        )
 
     def setup(self, stage: str) -> None:
         """Check that data and network fit together.
 
         Raises:
-            UserError: if the sample rates differ, or a transcript is too long for the decoder.
+            UserError: if the sample rates differ, a transcript is too long for the decoder, or a
+                language model has another alphabet.
         """
         super().setup(stage)
+        for decoding in (self.decoding, self.test_decoding):
+            model = getattr(decoding, "language_model", None)
+            alphabet = getattr(model, "alphabet", self.vocabulary.alphabet)
+            if alphabet != self.vocabulary.alphabet:
+                raise UserError(
+                    f"the language model's alphabet {alphabet!r} differs from the data's "
+                    f"{self.vocabulary.alphabet!r}: train it with the same data.init_args.alphabet"
+                )
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         expected = self.network.features.sample_rate
         if getattr(data, "sample_rate", expected) != expected:
@@ -109,24 +135,80 @@ class SpeechRecognizer(TrainingModule):
                     f"--data.init_args.max_characters={maximum}"
                 )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the alphabet, which names the rows of the weights, and the calibration."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["alphabet"] = self.vocabulary.alphabet
+        checkpoint["calibration"] = list(self.calibration)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the calibration of confidence."""
+        super().on_load_checkpoint(checkpoint)
+        self.calibration = Calibration(*checkpoint.get("calibration", ()))
+
+    def adapt_weights(
+        self, weights: dict[str, Tensor], checkpoint: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Move the rows of characters that both alphabets have; keep this module's other rows.
+
+        Raises:
+            UserError: if the checkpoint is not of a recognizer, or too old to have an alphabet.
+        """
+        if "alphabet" not in checkpoint:
+            raise UserError(
+                "--init_from: the checkpoint has no alphabet, so it is of another task or of an "
+                "older version of this suite: give a recognizer trained with this version"
+            )
+        ours, theirs = self.vocabulary, CharacterVocabulary(checkpoint["alphabet"])
+        shared = [symbol for symbol in ours.symbols if symbol in theirs.symbols]
+        to_rows = torch.tensor([ours.symbols.index(symbol) for symbol in shared])
+        from_rows = torch.tensor([theirs.symbols.index(symbol) for symbol in shared])
+        weights = dict(weights)
+        for name in (f"network.{name}" for name in self.network.token_weights()):
+            source, rows = weights.pop(name, None), self.state_dict()[name].clone()
+            if source is not None and source.shape[1:] == rows.shape[1:]:
+                rows[to_rows] = source[from_rows].to(rows)
+                weights[name] = rows
+        if ours.alphabet != theirs.alphabet:
+            new = [symbol for symbol in ours.symbols if symbol not in theirs.symbols]
+            rank_zero_info(
+                f"Rows of {len(shared)} characters kept: {''.join(shared)!r}; "
+                f"drawn at random: {''.join(new)!r}"
+            )
+        return weights
+
     def training_losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Return the losses of a batch."""
         losses, _, _ = self.losses(batch)
         self.log("train/loss_step", losses["loss"], prog_bar=True, on_step=True, on_epoch=False)
         return losses, batch.target_count()
 
+    def on_validation_epoch_start(self) -> None:
+        """Discard the words of an interrupted validation."""
+        self._scored_words = []
+
     def validation_step(self, batch: SpeechBatch) -> None:
-        """Evaluate a batch."""
-        self._evaluate(batch, self.val_losses, self.val_scores)
+        """Evaluate a batch, and collect its words to calibrate their confidence."""
+        found = self._evaluate(batch, self.val_losses, self.val_scores, self.decoding)
+        for words, reference in zip(found["words"], found["references"], strict=True):
+            correct = mark_correct([word.text for word in words], reference.split())
+            self._scored_words += zip([word.score for word in words], correct, strict=True)
 
-    def test_step(self, batch: SpeechBatch) -> dict[str, list[str]]:
-        """Evaluate a batch; return its ``references`` and ``transcripts``."""
-        references, transcripts = self._evaluate(batch, self.test_losses, self.test_scores)
-        return {"references": references, "transcripts": transcripts}
+    def on_validation_epoch_end(self) -> None:
+        """Calibrate the confidence of words."""
+        known = gather(self._scored_words)
+        if known and not self.trainer.sanity_checking:
+            self.calibration = Calibration.fit(*zip(*known, strict=True))
 
-    def predict_step(self, batch: SpeechBatch) -> list[str]:
-        """Transcribe a batch; its reference transcripts are not used."""
-        return self.transcribe(*self.network.encode(batch.waveforms, batch.lengths))
+    def test_step(self, batch: SpeechBatch) -> dict[str, list[Any]]:
+        """Evaluate a batch; return its ``references``, ``transcripts`` and ``words``."""
+        return self._evaluate(batch, self.test_losses, self.test_scores, self.test_decoding)
+
+    def predict_step(self, batch: SpeechBatch) -> dict[str, list[Any]]:
+        """Return the ``transcripts`` and ``words`` of a batch; its references are not used."""
+        encoded = self.network.encode(batch.waveforms, batch.lengths)
+        transcripts = self.transcribe(*encoded, self.test_decoding, warn_if_cut=True)
+        return {"transcripts": transcripts, "words": self.find_words(*encoded, transcripts)}
 
     def losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Compute the losses of a batch, each a mean over tokens.
@@ -159,24 +241,55 @@ class SpeechRecognizer(TrainingModule):
         return {"loss": loss, **losses}, memory, memory_mask
 
     def _evaluate(
-        self, batch: SpeechBatch, loss_metrics: MetricCollection, scores: MetricCollection
-    ) -> tuple[list[str], list[str]]:
+        self,
+        batch: SpeechBatch,
+        loss_metrics: MetricCollection,
+        scores: MetricCollection,
+        decoding: DecodingStrategy,
+    ) -> dict[str, list[Any]]:
         losses, memory, memory_mask = self.losses(batch)
         weight = batch.target_count()
         for name, loss in losses.items():
             loss_metrics[name].update(loss.detach(), weight)
         self.log_dict(loss_metrics, batch_size=len(batch.ids))
-        transcripts = self.transcribe(memory, memory_mask)
+        is_test = scores is self.test_scores
+        transcripts = self.transcribe(memory, memory_mask, decoding, warn_if_cut=is_test)
         references = [self.vocabulary.decode(tokens) for tokens in batch.tokens.tolist()]
         scores.update(transcripts, references)
         for name, score in scores.items():
             self.log(name, score, batch_size=len(references), prog_bar=name == "val/cer")
-        return references, transcripts
+        words = self.find_words(memory, memory_mask, transcripts)
+        return {"references": references, "transcripts": transcripts, "words": words}
 
-    def transcribe(self, memory: Tensor, memory_mask: Tensor) -> list[str]:
-        """Decode encoded audio (batch, positions, hidden) with its mask (batch, positions)."""
+    def find_words(
+        self, memory: Tensor, memory_mask: Tensor, transcripts: list[str]
+    ) -> list[list[Word]]:
+        """Return times and confidence of the words of transcripts; none without a CTC head."""
+        if self.network.ctc_head is None:
+            return [[] for _ in transcripts]
+        found = find_words(self.network, self.vocabulary, memory, memory_mask, transcripts)
+        confidence = self.calibration.confidence
+        return [[w._replace(confidence=confidence(w.score)) for w in words] for words in found]
+
+    def transcribe(
+        self,
+        memory: Tensor,
+        memory_mask: Tensor,
+        decoding: DecodingStrategy,
+        *,
+        warn_if_cut: bool = False,
+    ) -> list[str]:
+        """Decode encoded audio.
+
+        Args:
+            memory: encodings (batch, positions, hidden).
+            memory_mask: (batch, positions), true on real positions.
+            decoding: search that finds the texts.
+            warn_if_cut: whether to warn of texts that reached the maximum length. Early in
+                training, many texts do.
+        """
         vocabulary = self.vocabulary
-        tokens = self.decoding.decode(
+        tokens = decoding.decode(
             self.network,
             memory,
             memory_mask,
@@ -184,4 +297,11 @@ class SpeechRecognizer(TrainingModule):
             stop=vocabulary.stop,
             pad=vocabulary.pad,
         )
+        cut = int((tokens != vocabulary.stop).all(1).sum())
+        if cut and warn_if_cut:
+            warnings.warn(
+                f"{cut} transcript(s) reached the maximum of {tokens.shape[1]} tokens and are cut: "
+                "raise max_tokens of the decoder or of the decoding strategy",
+                stacklevel=2,
+            )
         return [vocabulary.decode(row) for row in tokens.tolist()]

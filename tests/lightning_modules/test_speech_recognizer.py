@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,10 @@ def test_the_decoding_strategy_is_given_by_class_path(
 ) -> None:
     decoding = "{class_path: networks.GreedySearch, init_args: {max_tokens: 3}}"
     args = [*small, "--ckpt_path=none", f"--model.init_args.decoding={decoding}"]
+    # A text that is cut is not cut silently; warnings are errors here.
+    with pytest.raises(UserWarning, match=r"8 transcript\(s\) reached the maximum of 3 tokens"):
+        run_cli("predict", *args)
+    warnings.filterwarnings("ignore", "8 transcript")
     lines = (run_cli("predict", *args) / "predictions.csv").read_text().splitlines()
     texts = [line.split("|")[1] for line in lines]
     assert max(map(len, texts)) == 3  # of at most 20 by default

@@ -1,0 +1,84 @@
+"""Character language model: training on transcripts, use in beam search."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import LJSpeechDataModule
+from lightning_modules import TrainedLanguageModel
+from tests.conftest import CONFIGS
+
+FUSION = "--model.init_args.test_decoding.init_args"
+BEAM = ["--model.init_args.test_decoding=networks.BeamSearch", f"{FUSION}.width=2"]
+
+
+@pytest.fixture
+def model(tones: Path) -> list[str]:
+    corpus = "--data.init_args.corpus"
+    return [
+        f"--config={CONFIGS / 'lm_character.yaml'}",
+        f"{corpus}.init_args.root={tones}",
+        f"{corpus}.init_args.alphabet= abcdefgh",
+        f"{corpus}.init_args.splits=[0.6,0.2]",
+        "--model.init_args.network.init_args.hidden_size=16",
+        "--data.init_args.batch_size=8",
+        "--trainer.enable_progress_bar=false",
+    ]
+
+
+def test_a_trained_language_model_joins_the_beam_search(
+    model: list[str],
+    small: list[str],
+    run_cli: Callable[..., Path],
+    fail_cli: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    run = run_cli("fit", *model, "--trainer.max_epochs=2").rename(tmp_path / "lm")
+    trained = TrainedLanguageModel(str(run))
+    assert trained.alphabet == " abcdefgh"
+    used = [*BEAM, f"{FUSION}.language_model=lightning_modules.TrainedLanguageModel"]
+    used += [f"{FUSION}.language_model.init_args.run={run}"]
+    fit = run_cli("fit", *small, "--data.init_args.alphabet= abcdefgh", "--trainer.max_epochs=1")
+    texts = {}
+    for weight in (0.0, 30.0):  # none, and nothing else
+        weighted = [*used, f"{FUSION}.language_model_weight={weight}"]
+        run_cli("test", *small, "--data.init_args.alphabet= abcdefgh", *weighted)
+        lines = (fit / "test_transcripts.csv").read_text().splitlines()
+        texts[weight] = [line.split("|")[2] for line in lines]
+    assert texts[0.0] != texts[30.0]
+    longest = max(texts[30.0], key=len)  # CTC limits the length, the model alone never ends
+    assert all(longest.startswith(text) for text in texts[30.0])
+    message = fail_cli("test", *small, *used)
+    assert "the language model's alphabet ' abcdefgh' differs from the data's" in message
+    used[-1] = f"{FUSION}.language_model.init_args.run={fit}"
+    message = fail_cli("test", *small, *used)
+    assert "best.ckpt is not a checkpoint of a language model" in message
+
+
+def test_its_loss_is_that_of_the_texts_one_by_one(
+    model: list[str], run_cli: Callable[..., Path]
+) -> None:
+    run = run_cli("fit", *model, "--trainer.max_epochs=2")
+    run_cli("test", *model)
+    metrics = json.loads((run / "test_metrics.json").read_text())["metrics"]
+    trained = TrainedLanguageModel(str(run)).eval()
+    total = count = 0.0
+    root = next(arg for arg in model if ".root=" in arg).partition("=")[2]
+    corpus = LJSpeechDataModule(
+        root, alphabet=" abcdefgh", splits=(0.6, 0.2), normalize_text="letters"
+    )
+    for transcript in corpus.split_transcripts()["test"]:
+        tokens = torch.tensor([corpus.vocabulary.encode(transcript.text)])
+        state = trained.start()
+        for i in range(tokens.shape[1] - 1):
+            logs = trained.step(tokens[:, i], state).log_softmax(-1)
+            total -= float(logs[0, tokens[0, i + 1]])
+            count += 1
+    assert metrics["test/loss"] == pytest.approx(total / count, rel=1e-4)
+    assert metrics["test/bits_per_character"] == pytest.approx(
+        total / count / math.log(2), rel=1e-4
+    )
