@@ -25,6 +25,8 @@ examples:
   python cli.py test --config configs/asr_transformer.yaml
   python cli.py predict --config configs/asr_transformer.yaml --data.init_args.predict_paths+=a.wav
   python cli.py compare runs/asr_transformer runs/asr_lstm
+  python cli.py report runs/asr_transformer
+  python cli.py inspect configs/asr_transformer.yaml
   python cli.py sweep --config configs/sweeps/octmnist_cnn_learning_rate.yaml
   python cli.py separable --dimension 2 --low 0 --high 0
   tensorboard --logdir runs
@@ -79,6 +81,18 @@ def build_parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="put runs side by side: a table and curves")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directory, trained and tested")
     add_output(compare, "comparison", "for comparison.md and curves.png")
+    report = commands.add_parser(
+        "report", help="write an HTML page of a recognizer's test errors, for one run or two"
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="tested run directory, at most two")
+    report.add_argument(
+        "--worst",
+        metavar="N",
+        type=int,
+        default=10,
+        help="clips to show with sound and alignment (default: %(default)s)",
+    )
+    report.add_argument("--output", metavar="FILE", help="page (default: RUN/report.html)")
     separable = commands.add_parser(
         "separable",
         help="can one perceptron compute f(x) = +1 iff A <= sum of x <= B? answer and proof",
@@ -86,6 +100,14 @@ def build_parser() -> argparse.ArgumentParser:
     for flag, name in (("dimension", "D"), ("low", "A"), ("high", "B")):
         separable.add_argument(f"--{flag}", metavar=name, type=int, required=True)
     add_output(separable, "separable", "for the picture where D = 2")
+    inspect = commands.add_parser(
+        "inspect",
+        help="describe a speech corpus and list its odd clips: a table and a picture",
+    )
+    inspect.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="YAML with a data section; later files win"
+    )
+    add_output(inspect, "inspect", "for corpus.md and corpus.png")
     sweep = commands.add_parser(
         "sweep", help="search hyper-parameters; other arguments go to every fit"
     )
@@ -113,7 +135,7 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else list(args)
     own = not args or args[0] not in STAGES or {"-h", "--help"} & set(args)
     options, others = build_parser().parse_known_args(args or ["--help"]) if own else (None, args)
-    if options and others and options.command != "sweep":
+    if options and others and options.command not in ("inspect", "sweep"):
         build_parser().error(f"unrecognized arguments: {' '.join(others)}")
     try:
         if options is None:
@@ -124,6 +146,16 @@ def main(args: Sequence[str] | None = None) -> None:
             from commands.compare import compare
 
             compare([Path(path) for path in options.runs], Path(options.output))
+        elif options.command == "inspect":
+            from commands.inspect_corpus import inspect_corpus
+
+            configs = [Path(path) for path in options.configs]
+            inspect_corpus(configs, others, Path(options.output))
+        elif options.command == "report":
+            from commands.report import report
+
+            output = Path(options.output) if options.output else None
+            report([Path(path) for path in options.runs], options.worst, output)
         elif options.command == "separable":
             from commands.separable import separable
 

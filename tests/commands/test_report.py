@@ -1,0 +1,82 @@
+"""``report``: its figures are the test's, and the page holds what it needs."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cli
+
+pytest.importorskip("kaldialign")
+
+
+@pytest.fixture
+def tested(small: list[str], run_cli: Callable[..., Path]) -> Path:
+    run_cli("fit", *small, "--trainer.max_epochs=3")
+    return run_cli("test", *small)
+
+
+def test_the_page_has_the_tests_figures_texts_and_sounds(tested: Path) -> None:
+    cli.main(["report", str(tested), "--worst", "3"])
+    page = (tested / "report.html").read_text(encoding="utf-8")
+    metrics = json.loads((tested / "test_metrics.json").read_text())["metrics"]
+    for name in ("wer", "cer", "wer_normalized", "cer_normalized"):
+        row = re.search(rf"<td>{name}<td[^>]*>([\d.]+)\s*<td[^>]*>([\d.]+) – ([\d.]+)", page)
+        assert row, name
+        value, low, high = map(float, row.groups())
+        assert value == pytest.approx(metrics[f"test/{name}"], abs=5e-5)
+        assert low <= value <= high
+    assert page.count("<audio controls") == 3
+    assert page.count("data:image/png;base64,") == 3
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # self-contained
+    # Substitutions, deletions and insertions of words add up to the errors.
+    totals = [
+        int(n.replace(",", ""))
+        for n in re.findall(
+            r"<th colspan=\"2\">(?:sub|del|ins)\w+<th class=\"number\">([\d,]+)", page
+        )
+    ]
+    lines = [line.split("|") for line in (tested / "test_transcripts.csv").read_text().splitlines()]
+    words = sum(len(reference.split()) for _, reference, _ in lines)
+    characters = sum(len(reference) for _, reference, _ in lines)
+    assert sum(totals[:3]) / words == pytest.approx(metrics["test/wer"], rel=1e-6)
+    assert sum(totals[3:]) / characters == pytest.approx(metrics["test/cer"], rel=1e-6)
+
+
+def test_two_runs_are_compared_by_paired_samples(tested: Path, tmp_path: Path) -> None:
+    """The second run is the first with one of its errors corrected: never worse."""
+    other = tmp_path / "runs" / "better"
+    other.mkdir()
+    for name in ("config.yaml", "test_metrics.json"):
+        (other / name).write_bytes((tested / name).read_bytes())
+    lines = [line.split("|") for line in (tested / "test_transcripts.csv").read_text().splitlines()]
+    for line in lines[: len(lines) // 2]:
+        line[2] = line[1]
+    (other / "test_transcripts.csv").write_text("".join("|".join(line) + "\n" for line in lines))
+    with pytest.raises(SystemExit, match=r"test_transcripts\.csv does not have the wer of"):
+        cli.main(["report", str(tested), str(other)])
+    record = json.loads((other / "test_metrics.json").read_text())
+    record["metrics"] = {}
+    (other / "test_metrics.json").write_text(json.dumps(record))
+    page = tmp_path / "page.html"
+    cli.main(["report", str(tested), str(other), "--worst", "0", "--output", str(page)])
+    found = re.findall(r"<td>(?:cer|wer)<td class=\"number\">([\d.]+)</tr>", page.read_text())
+    assert len(found) == 2
+    # A sample improves unless it consists of unchanged clips only: 2⁻⁸ of the samples.
+    assert np.array(found, dtype=float) == pytest.approx(1 - 0.5 ** len(lines), abs=0.01)
+
+
+def test_what_cannot_be_reported_is_named(tested: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"error: report compares at most two runs, not 3"):
+        cli.main(["report", *[str(tested)] * 3])
+    with pytest.raises(SystemExit, match=r"error: .*nowhere has no test_metrics\.json: test a"):
+        cli.main(["report", str(tmp_path / "nowhere")])
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "test_metrics.json").write_text('{"metrics": {}}')
+    (other / "test_transcripts.csv").write_text("a|b|c\n")
+    with pytest.raises(SystemExit, match=r"error: .* were tested on different clips or references"):
+        cli.main(["report", str(tested), str(other)])
