@@ -15,6 +15,8 @@ SPEECH = {
     "asr_transformer.yaml": ["asr_transformer.yaml", FAST],
     "asr_transformer_maclaurin.yaml": ["asr_transformer_maclaurin.yaml", FAST],
     "asr_lstm.yaml": ["asr_lstm.yaml", FAST],
+    "asr_conformer.yaml": ["asr_conformer.yaml", FAST],
+    "asr_conformer_small.yaml": ["asr_conformer_small.yaml", FAST],
     "demo/speech.yaml": ["asr_transformer.yaml", "demo/speech.yaml", FAST],
     "debug/fast.yaml": ["asr_transformer.yaml", FAST],
     "debug/overfit.yaml": ["asr_transformer.yaml", "debug/overfit.yaml", FAST],
@@ -25,6 +27,8 @@ IMAGES = {
     "demo/oct.yaml": ["octmnist_mlp.yaml", "demo/oct.yaml", FAST],
 }
 BOOLEAN = {path.name for path in CONFIGS.glob("boolean_*.yaml")}
+LANGUAGE_MODEL = "lm_character.yaml"
+SPEECH_TEST_SCORES = ["cer_normalized", "wer_normalized"]
 SPEECH_SCORES = ["cer", "wer", "jaccard", "cosine", "damerau_levenshtein", "loss", "nll"]
 IMAGE_SCORES = ["accuracy", "auc", "recall", "loss"]
 CLASSES = ["choroidal neovascularization", "diabetic macular edema", "drusen", "normal"]
@@ -38,7 +42,7 @@ def layered(names: list[str]) -> list[str]:
 def test_every_config_is_tried() -> None:
     found = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
     experiments = {name for name in found if not name.startswith("sweeps/")}  # test_sweep.py's
-    assert set(SPEECH) | set(IMAGES) | BOOLEAN == experiments
+    assert set(SPEECH) | set(IMAGES) | BOOLEAN | {LANGUAGE_MODEL} == experiments
 
 
 def check_fit_and_test(
@@ -77,8 +81,10 @@ def test_speech(name: str, tones: Path, run_cli: Callable[..., Path]) -> None:
     demo = name == "demo/speech.yaml"
     if demo:
         args += ["--data.init_args.clips=40"]
-    ctc = ["ctc"] if demo else []
-    run = check_fit_and_test(args, ["loss", "nll", *ctc], SPEECH_SCORES + ctc, [], run_cli)
+    ctc = ["ctc"] if demo or "conformer" in name else []
+    run = check_fit_and_test(
+        args, ["loss", "nll", *ctc], SPEECH_SCORES + ctc, SPEECH_TEST_SCORES, run_cli
+    )
     transcripts = (run / "test_transcripts.csv").read_text(encoding="utf-8").splitlines()
     assert all(len(line.split("|")) == 3 for line in transcripts)
     run_cli("predict", *args, "--ckpt_path=last")
@@ -88,6 +94,14 @@ def test_speech(name: str, tones: Path, run_cli: Callable[..., Path]) -> None:
     ]
     if name == "debug/profile.yaml":
         assert "run_training_batch" in (run / "fit-profile.txt").read_text()
+
+
+def test_language_model(tones: Path, run_cli: Callable[..., Path]) -> None:
+    args = [*layered([LANGUAGE_MODEL, FAST]), f"--data.init_args.corpus.init_args.root={tones}"]
+    args += ["--data.init_args.batch_size=8"]
+    args += ["--data.init_args.corpus.init_args.splits=[0.6,0.2]"]
+    check_fit_and_test(args, ["loss"], ["loss", "bits_per_character"], [], run_cli)
+    run_cli("predict", *args)
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -133,7 +133,8 @@ def check_cli(args: list[str], document: str) -> None:
     unknown = [path for path in missing if f"`{path}`" not in document]
     assert not unknown, f"{unknown} does not exist"
     if args[0] in cli.STAGES and not missing and not {"-h", "--help"} & set(args):
-        from commands.train import SuiteCLI, parse
+        from commands.suite_cli import SuiteCLI
+        from commands.train import parse
 
         stage = {args[0]: SuiteCLI.subcommands()[args[0]]}
         with pytest.MonkeyPatch.context() as patch:  # one stage's parser, not all four
@@ -141,7 +142,9 @@ def check_cli(args: list[str], document: str) -> None:
             parse(["--help" if arg == "--help-all" else arg for arg in args])
     else:
         options, others = cli.build_parser().parse_known_args(args)
-        assert not others or options.command in {"sweep", *cli.STAGES}, f"unrecognized: {others}"
+        assert not others or options.command in {"inspect", "sweep", *cli.STAGES}, (
+            f"unrecognized: {others}"
+        )
 
 
 def check_module(module: str, args: list[str]) -> None:
