@@ -9,7 +9,6 @@ from torch import Tensor
 
 from datamodules.speech_dataset import SpeechBatch
 from lightning_modules.speech_recognizer import SpeechRecognizer
-from networks import DecodingStrategy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +51,7 @@ class SpeechExamples(Callback):
         assert isinstance(pl_module, SpeechRecognizer)
         writer, step, vocabulary = board.experiment, trainer.global_step, pl_module.vocabulary
         first, self._has_audio = not self._has_audio, True
-        for i, view in enumerate(inspect_batch(pl_module, batch, pl_module.decoding)):
+        for i, view in enumerate(inspect_batch(pl_module, batch)):
             tag = f"example_{i}"
             if first:
                 audio = batch.waveforms[i, : batch.lengths[i]]
@@ -99,13 +98,20 @@ class View:
 
 @torch.no_grad()
 def inspect_batch(
-    module: SpeechRecognizer, batch: SpeechBatch, decoding: DecodingStrategy
+    module: SpeechRecognizer, batch: SpeechBatch, texts: list[str] | None = None
 ) -> list[View]:
-    """Transcribe a batch and return a view of each clip; the module must be in evaluation mode."""
+    """Return a view of each clip of a batch; the module must be in evaluation mode.
+
+    Args:
+        module: recognizer.
+        batch: clips.
+        texts: predicted texts; by default the clips are transcribed.
+    """
     network = module.network
     spectrograms, frames = network.features(batch.waveforms, batch.lengths)
     memory, memory_mask = network.encode(batch.waveforms, batch.lengths)
-    texts = module.transcribe(memory, memory_mask, decoding)
+    if texts is None:
+        texts = module.transcribe(memory, memory_mask, module.decoding)
     views = []
     for i, text in enumerate(texts):
         read = module.vocabulary.encode(text)[:-1][: network.decoder.max_tokens]

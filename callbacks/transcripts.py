@@ -33,7 +33,7 @@ class TranscriptWriter(Callback):
 
     def __init__(self, examples: int = 8) -> None:
         self.examples = examples
-        self._rows: list[tuple[int, tuple[str, ...], list[Word]]] = []
+        self._rows: list[tuple[int, tuple[str, ...], list[Word] | None]] = []
 
     def on_test_batch_end(
         self,
@@ -70,10 +70,11 @@ class TranscriptWriter(Callback):
 
     def _collect(self, batch: SpeechBatch, outputs: Any, *columns: list[str]) -> None:
         rows = zip(batch.ids, *columns, outputs["transcripts"], strict=True)
-        self._rows += zip(batch.indices.tolist(), rows, outputs["words"], strict=True)
+        words = outputs.get("words") or [None] * len(batch.ids)
+        self._rows += zip(batch.indices.tolist(), rows, words, strict=True)
 
     def _report(self, trainer: Trainer, csv: str, jsonl: str, header: Sequence[str]) -> None:
-        found = sorted(gather(self._rows))
+        found = sorted(gather(self._rows), key=lambda row: row[0])
         self._rows = []
         if not trainer.is_global_zero:
             return
@@ -81,8 +82,9 @@ class TranscriptWriter(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [row for _, row, _ in found]
         path.write_text("".join("|".join(row) + "\n" for row in rows), encoding="utf-8")
-        if any(words for _, _, words in found):
-            lines = (describe_words(row[0], row[-1], words) for _, row, words in found)
+        path.with_name(jsonl).unlink(missing_ok=True)  # of an earlier call
+        if any(words is not None for _, _, words in found):
+            lines = (describe_words(row[0], row[-1], words or []) for _, row, words in found)
             path.with_name(jsonl).write_text("".join(lines), encoding="utf-8")
         table = Table(*header, title=f"{min(self.examples, len(rows))} of {len(rows)} in {path}")
         for row in rows[: self.examples]:

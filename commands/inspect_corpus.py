@@ -64,6 +64,10 @@ def inspect_corpus(configs: Sequence[Path], others: Sequence[str], output: Path)
     parts = data.split_transcripts()
     data.max_unreadable_clips = sum(map(len, parts.values()))  # all are reported below
     recordings: dict[str, list[Recording]] = {}
+    unknown = [
+        t.source for part in parts.values() for t in part if not data.vocabulary.knows(t.text)
+    ]
+    parts = {k: [t for t in part if data.vocabulary.knows(t.text)] for k, part in parts.items()}
     for split in SPLITS:
         if parts[split]:
             clips = data.inspect_clips(split, parts[split])
@@ -73,11 +77,18 @@ def inspect_corpus(configs: Sequence[Path], others: Sequence[str], output: Path)
                     recordings[split] += [measure(clip, data)] if clip.samples else []
                 except UserError:  # the header is whole, the samples are not
                     data.unreadable.add(clip.name)
+    if not recordings:
+        raise UserError(f"{data.root} has no clip with a known character: check the alphabet")
     columns = {split: describe(found, data) for split, found in recordings.items()}
     headings = list(next(iter(columns.values())))
     rows = [[name, *(column[name] for column in columns.values())] for name in headings]
     output.mkdir(parents=True, exist_ok=True)
-    notes = "\n".join(find_oddities(recordings, data))
+    notes = "\n".join(
+        [
+            f"{len(unknown):,} transcript(s) have no known character{examples(unknown)}.",
+            *find_oddities(recordings, data),
+        ]
+    )
     write_table(["", *columns], rows, output / "corpus.md", notes)
     draw(recordings, data, output / "corpus.png")
 
@@ -89,8 +100,8 @@ def build(configs: Sequence[Path], others: Sequence[str]) -> SpeechDataModule:
     try:
         config = None
         for path in configs:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            if content.get("data"):
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and content.get("data"):
                 config = parser.parse_object({"data": content["data"]}, config)
         config = parser.parse_args(list(others), config)
         data: SpeechDataModule = parser.instantiate(config).data

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-import torch
 from rich.console import Console
 
 from callbacks.speech_examples import inspect_batch
@@ -84,7 +83,10 @@ def report(paths: list[Path], worst: int, output: Path | None) -> None:
     if len(tests) == 2 and [(c.id, c.reference) for c in tests[0]] != [
         (c.id, c.reference) for c in tests[1]
     ]:
-        raise UserError(f"{paths[0]} and {paths[1]} were tested on different clips or references")
+        raise UserError(
+            f"{paths[0]} and {paths[1]} were tested on different clips or references: "
+            "test both on the same data, alphabet and normalize_text"
+        )
     page = {
         "title": " and ".join(run.path.name for run in runs),
         "runs": [summarize(run, clips) for run, clips in zip(runs, tests, strict=True)],
@@ -223,7 +225,8 @@ def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[d
     worst = [clip for clip in worst if clip.errors()]
     if not worst:
         return []
-    model, data = load(run)
+    recorded = json.loads(run.test_metrics.read_text(encoding="utf-8"))["checkpoint"]
+    model, data = load(run, Path(recorded) if recorded and Path(recorded).is_file() else None)
     data.prepare_data()
     data.setup("test")
     dataset = data.datasets["test"]
@@ -233,8 +236,7 @@ def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[d
         if clip.id not in index:
             raise UserError(f"{run.path}: the data no longer has the test clip {clip.id}")
         batch = dataset[[index[clip.id]]]
-        with torch.no_grad():
-            (view,) = inspect_batch(model, batch, model.test_decoding)
+        (view,) = inspect_batch(model, batch, [clip.prediction])
         picture = io.BytesIO()
         view.figure().savefig(picture, format="png", dpi=60)
         sound = io.BytesIO()

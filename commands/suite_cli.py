@@ -162,6 +162,9 @@ class SuiteCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(shorten(str(error))) from error
+        config = self.config[self.subcommand]
+        if config.lr_factors and not config.get("optimizer"):
+            raise UserError("lr_factors needs an optimizer: section in the configuration")
         if self.initial_checkpoint is not None:
             initialize_from(self.model, self.initial_checkpoint)
         filled = ", ".join(find_filled(self.config[self.subcommand].model, self.datamodule))

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -76,9 +77,8 @@ def parse(args: list[str]) -> Namespace:
 class Built(Exception):  # noqa: N818 # not an error: it leaves LightningCLI's constructor
     """Raised once model and data are built."""
 
-    def __init__(self, model: LightningModule, data: LightningDataModule) -> None:
-        self.model = model
-        self.data = data
+    def __init__(self, cli: SuiteCLI) -> None:
+        self.cli = cli
 
 
 class BuildingCLI(SuiteCLI):
@@ -86,11 +86,18 @@ class BuildingCLI(SuiteCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
-        raise Built(self.model, self.datamodule)
+        raise Built(self)
 
 
-def load(run: RunDirectory) -> tuple[Any, Any]:
-    """Build a run's model and data; the model has the weights of ``best.ckpt``, for evaluation.
+ON_CPU = ("accelerator=cpu", "devices=1", "num_nodes=1", "strategy=auto", "precision=32-true")
+
+
+def load(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, Any]:
+    """Build a run's model, trained and in evaluation mode on the CPU, and its data.
+
+    Args:
+        run: run directory.
+        checkpoint: checkpoint to load; by default ``best.ckpt``.
 
     Raises:
         UserError: if the run was not trained, or its checkpoint does not fit its configuration.
@@ -98,14 +105,18 @@ def load(run: RunDirectory) -> tuple[Any, Any]:
     if not run.config.is_file():
         raise UserError(f"{run.path} is not a run directory: it has no {run.config.name}")
     quieten()
-    path, home = find_weights(str(run.path)), run.path.absolute()
-    where = [f"--trainer.default_root_dir={home.parent}", f"--experiment={home.name}"]
+    path, home = checkpoint or find_weights(str(run.path)), run.path.absolute()
+    where = [f"--trainer.{setting}" for setting in ON_CPU]
+    where += [f"--trainer.default_root_dir={home.parent}", f"--experiment={home.name}"]
     try:
         start(["test", f"--config={run.config}", *where], BuildingCLI)
     except Built as built:
-        model, data = built.model, built.data
+        model, data, trainer = built.cli.model, built.cli.datamodule, built.cli.trainer
+    state = read_checkpoint(path)
+    model.trainer = trainer
+    model.on_load_checkpoint(state)
     try:
-        model.load_state_dict(read_checkpoint(path)["state_dict"])
+        model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {run.config}: train the run again") from error
     return model.eval(), data

@@ -27,6 +27,8 @@ class MultiCorpusDataModule(SpeechDataModule):
 
     def prepare_data(self) -> None:
         """Get each corpus that is missing."""
+        if self._predicts_files():
+            return
         for corpus in self.corpora:
             corpus.trainer = self.trainer
             corpus.prepare_data()

@@ -37,9 +37,10 @@ def read_lines(path: Path, expected: str) -> Iterator[str]:
                 yield from [""] * blank
                 blank = 0
                 yield line.rstrip("\n")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: it should hold one line {expected} per clip"
-        ) from error
+    except OSError as error:
+        reason = (
+            "does not exist" if isinstance(error, FileNotFoundError) else f"is no file ({error})"
+        )
+        raise UserError(f"{path} {reason}: it should hold one line {expected} per clip") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error})") from error

@@ -53,8 +53,16 @@ def read_entry(line: str, source: str, folder: Path) -> Transcript:
     for field in ("audio_filepath", "text"):
         if not isinstance(entry.get(field), str):
             raise UserError(f"{source} lacks the field {field!r}, which must be a string")
+    if entry.get("offset"):
+        raise UserError(
+            f"{source} has the offset {entry['offset']}, but only whole recordings are read: cut "
+            "it into clips"
+        )
     split = entry.get("split")
     if split is not None and split not in SPLITS:
         raise UserError(f"{source}: split {split!r} must be one of {', '.join(SPLITS)}")
     path = entry["audio_filepath"]
-    return Transcript(str(entry.get("id", path)), folder / path, entry["text"], source, split)
+    id = path if entry.get("id") is None else str(entry["id"])
+    if "|" in id or len(id.splitlines()) > 1:
+        raise UserError(f"{source}: the id {id!r} must not contain | or a line break")
+    return Transcript(id, folder / path, entry["text"], source, split)

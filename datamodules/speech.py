@@ -213,8 +213,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         clips = []
         for transcript in track(transcripts, f"checking {split} clips", transient=True):
             id, path, text, source, _ = transcript
-            tokens = self.vocabulary.encode_characters(text)
-            if all(token == self.vocabulary.unknown for token in tokens):
+            if not self.vocabulary.knows(text):
                 raise UserError(f"{source}: the transcript {text!r} has no known character")
             kept = text[: self.max_characters]
             try:

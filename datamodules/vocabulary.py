@@ -46,6 +46,10 @@ class CharacterVocabulary:
             for character in text
         ]
 
+    def knows(self, text: str) -> bool:
+        """Return whether any character of a text is known."""
+        return any(token != self.unknown for token in self.encode_characters(text))
+
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text up to the stop token, with ``#`` for unknown characters."""
         characters = []

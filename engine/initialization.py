@@ -14,6 +14,8 @@ from engine.run_directory import RunDirectory, read_checkpoint
 from engine.training import TrainingModule
 from errors import UserError
 
+OTHERS = "others"
+"""Name of the group of parameters without a factor."""
 SHOWN = 8
 """Maximum number of names in a message."""
 
@@ -37,8 +39,7 @@ def find_weights(name: str) -> Path:
 def initialize_from(module: LightningModule, path: Path) -> None:
     """Copy the weights that fit from a checkpoint, and log how many.
 
-    A weight fits if it has the same name and shape. If only the number of rows differs, as with
-    learned positions, the leading rows are copied. A `TrainingModule` converts the weights first,
+    A weight fits if it has the same name and shape. A `TrainingModule` converts the weights first,
     with its ``adapt_weights``.
 
     Raises:
@@ -63,13 +64,12 @@ def initialize_from(module: LightningModule, path: Path) -> None:
 
 
 def _copy(value: Tensor, source: Tensor | None) -> bool:
-    """Copy the rows of ``source`` that fit; return whether any did."""
-    if source is None or value.dim() != source.dim() or value.shape[1:] != source.shape[1:]:
-        return False
-    rows = min(len(value), len(source)) if value.dim() else None
-    with torch.no_grad():
-        value[:rows] = source[:rows] if rows is not None else source
-    return True
+    """Copy a weight of the same shape; return whether it is one."""
+    fits = source is not None and value.shape == source.shape
+    if fits:
+        with torch.no_grad():
+            value.copy_(source)  # type: ignore[arg-type] # not None
+    return fits
 
 
 def _log_names(what: str, names: list[str]) -> None:
@@ -107,7 +107,7 @@ def group_parameters(
                 f"{', '.join(sorted(known)[:SHOWN])} and theirs"
             )
     return [
-        {"params": parameters, "lr": rate * factors.get(part, 1.0), "name": part or "others"}
+        {"params": parameters, "lr": rate * factors.get(part, 1.0), "name": part or OTHERS}
         for part, parameters in groups.items()
         if parameters
     ]

@@ -5,6 +5,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
+from engine.initialization import OTHERS
 from errors import UserError
 
 Settings = dict[str, Any]
@@ -24,7 +25,12 @@ class OptimizerSettings(Callback):
         self._before: dict[str, Settings] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the command line's settings, before any are restored."""
+        """Remember the command line's settings, before any are restored.
+
+        Raises:
+            UserError: if the parameters are grouped otherwise than in the checkpoint, whose state
+                would go to other parameters.
+        """
         self._now = {}
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
@@ -38,6 +44,13 @@ class OptimizerSettings(Callback):
             rates = {"base_lrs", "_last_lr"}  # the optimizer's
             settings = {key: value for key, value in settings.items() if key not in rates}
             self._now[f"schedule {i}"] = {"class": type(config.scheduler).__name__, **settings}
+        parts = [group_names(settings) for settings in (self._before, self._now)]
+        if self._before and parts[0] != parts[1]:
+            before, now = (", ".join(names) or "none" for names in parts)
+            raise UserError(
+                f"the run was trained with lr_factors for {before}, this configuration has them "
+                f"for {now}: resume with the same parts in the same order"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the settings, for the checkpoint."""
@@ -70,6 +83,12 @@ class OptimizerSettings(Callback):
                 else:
                     groups[int(number)][key] = new[key]
                 rank_zero_info(f"{key} of the optimizer was {old[key]} and is {new[key]} now")
+
+
+def group_names(settings: dict[str, Settings]) -> list[str]:
+    """Return the names of the parameter groups with a learning rate of their own."""
+    names = [str(group["name"]) for group in settings.values() if "name" in group]
+    return [name for name in names if name != OTHERS]
 
 
 def describe(kind: str, key: str, old: Any, new: Any) -> str:

@@ -1,6 +1,7 @@
 """Character language models: training, and loading one for beam search."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from datamodules.transcripts import TextBatch
 from datamodules.vocabulary import CharacterVocabulary
 from engine import TrainingModule, find_weights, read_checkpoint
 from errors import UserError
+from lightning_modules.alphabets import adapt_rows
 from networks import CharacterLanguageModel
 
 
@@ -67,6 +69,23 @@ class LanguageModel(TrainingModule):
     def on_test_epoch_end(self) -> None:
         """Log the loss in bits."""
         self.log("test/bits_per_character", self.test_loss.compute() / math.log(2))
+
+    def adapt_weights(
+        self, weights: dict[str, Tensor], checkpoint: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Move the rows of shared characters.
+
+        Raises:
+            UserError: if the checkpoint is not of a language model.
+        """
+        if "alphabet" not in checkpoint:
+            raise UserError(
+                "--init_from: the checkpoint has no alphabet, so it is of another task: give a "
+                "language model"
+            )
+        names = [f"network.{name}" for name in self.network.token_weights()]
+        theirs = CharacterVocabulary(checkpoint["alphabet"])
+        return adapt_rows(weights, self.state_dict(), names, self.vocabulary, theirs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the alphabet, which names the rows of the weights."""

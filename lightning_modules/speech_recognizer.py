@@ -4,9 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -14,6 +12,7 @@ from datamodules.speech_dataset import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
 from engine import TrainingModule, gather
 from errors import UserError
+from lightning_modules.alphabets import adapt_rows, copy_rows
 from lightning_modules.words import Calibration, Word, find_words, mark_correct
 from metrics import (
     CharErrorRate,
@@ -46,7 +45,7 @@ class SpeechRecognizer(TrainingModule):
 
     Raises:
         ValueError: if ``ctc_weight`` is not in [0, 1), or the network lacks a CTC head to train or
-            has one that the loss would leave untrained.
+            has one that the loss would leave untrained, or a decoding strategy does not fit it.
     """
 
     batch_type = SpeechBatch
@@ -67,6 +66,8 @@ class SpeechRecognizer(TrainingModule):
             raise ValueError(
                 f"ctc_weight {ctc_weight} needs network.init_args.ctc={str(ctc_weight > 0).lower()}"
             )
+        for strategy in filter(None, (decoding, test_decoding)):
+            strategy.check(network)
         self.network = network
         self.vocabulary = vocabulary
         self.label_smoothing = label_smoothing
@@ -149,7 +150,7 @@ class SpeechRecognizer(TrainingModule):
     def adapt_weights(
         self, weights: dict[str, Tensor], checkpoint: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        """Move the rows of characters that both alphabets have; keep this module's other rows.
+        """Move the rows of shared characters, and keep as many learned positions as fit.
 
         Raises:
             UserError: if the checkpoint is not of a recognizer, or too old to have an alphabet.
@@ -159,22 +160,13 @@ class SpeechRecognizer(TrainingModule):
                 "--init_from: the checkpoint has no alphabet, so it is of another task or of an "
                 "older version of this suite: give a recognizer trained with this version"
             )
-        ours, theirs = self.vocabulary, CharacterVocabulary(checkpoint["alphabet"])
-        shared = [symbol for symbol in ours.symbols if symbol in theirs.symbols]
-        to_rows = torch.tensor([ours.symbols.index(symbol) for symbol in shared])
-        from_rows = torch.tensor([theirs.symbols.index(symbol) for symbol in shared])
-        weights = dict(weights)
-        for name in (f"network.{name}" for name in self.network.token_weights()):
-            source, rows = weights.pop(name, None), self.state_dict()[name].clone()
-            if source is not None and source.shape[1:] == rows.shape[1:]:
-                rows[to_rows] = source[from_rows].to(rows)
-                weights[name] = rows
-        if ours.alphabet != theirs.alphabet:
-            new = [symbol for symbol in ours.symbols if symbol not in theirs.symbols]
-            rank_zero_info(
-                f"Rows of {len(shared)} characters kept: {''.join(shared)!r}; "
-                f"drawn at random: {''.join(new)!r}"
-            )
+        own = self.state_dict()
+        names = [f"network.{name}" for name in self.network.token_weights()]
+        theirs = CharacterVocabulary(checkpoint["alphabet"])
+        weights = adapt_rows(weights, own, names, self.vocabulary, theirs)
+        positions = "network.decoder.positions"
+        if positions in weights and positions in own:
+            weights[positions] = copy_rows(weights[positions], own[positions])
         return weights
 
     def training_losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor]:
@@ -190,7 +182,7 @@ class SpeechRecognizer(TrainingModule):
     def validation_step(self, batch: SpeechBatch) -> None:
         """Evaluate a batch, and collect its words to calibrate their confidence."""
         found = self._evaluate(batch, self.val_losses, self.val_scores, self.decoding)
-        for words, reference in zip(found["words"], found["references"], strict=True):
+        for words, reference in zip(found.get("words", []), found["references"], strict=False):
             correct = mark_correct([word.text for word in words], reference.split())
             self._scored_words += zip([word.score for word in words], correct, strict=True)
 
@@ -201,14 +193,14 @@ class SpeechRecognizer(TrainingModule):
             self.calibration = Calibration.fit(*zip(*known, strict=True))
 
     def test_step(self, batch: SpeechBatch) -> dict[str, list[Any]]:
-        """Evaluate a batch; return its ``references``, ``transcripts`` and ``words``."""
+        """Evaluate a batch; return its ``references`` and what `predict_step` returns."""
         return self._evaluate(batch, self.test_losses, self.test_scores, self.test_decoding)
 
     def predict_step(self, batch: SpeechBatch) -> dict[str, list[Any]]:
-        """Return the ``transcripts`` and ``words`` of a batch; its references are not used."""
+        """Return the ``transcripts`` of a batch and, with a CTC head, their ``words``."""
         encoded = self.network.encode(batch.waveforms, batch.lengths)
         transcripts = self.transcribe(*encoded, self.test_decoding, warn_if_cut=True)
-        return {"transcripts": transcripts, "words": self.find_words(*encoded, transcripts)}
+        return {"transcripts": transcripts, **self._find_words(*encoded, transcripts)}
 
     def losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Compute the losses of a batch, each a mean over tokens.
@@ -258,15 +250,20 @@ class SpeechRecognizer(TrainingModule):
         scores.update(transcripts, references)
         for name, score in scores.items():
             self.log(name, score, batch_size=len(references), prog_bar=name == "val/cer")
-        words = self.find_words(memory, memory_mask, transcripts)
-        return {"references": references, "transcripts": transcripts, "words": words}
+        words = self._find_words(memory, memory_mask, transcripts)
+        return {"references": references, "transcripts": transcripts, **words}
+
+    def _find_words(
+        self, memory: Tensor, memory_mask: Tensor, transcripts: list[str]
+    ) -> dict[str, list[Any]]:
+        if self.network.ctc_head is None:
+            return {}
+        return {"words": self.find_words(memory, memory_mask, transcripts)}
 
     def find_words(
         self, memory: Tensor, memory_mask: Tensor, transcripts: list[str]
     ) -> list[list[Word]]:
-        """Return times and confidence of the words of transcripts; none without a CTC head."""
-        if self.network.ctc_head is None:
-            return [[] for _ in transcripts]
+        """Return times and confidence of the words of transcripts; needs a CTC head."""
         found = find_words(self.network, self.vocabulary, memory, memory_mask, transcripts)
         confidence = self.calibration.confidence
         return [[w._replace(confidence=confidence(w.score)) for w in words] for words in found]

@@ -65,7 +65,7 @@ def find_words(
     spoken = tokens[:, 1:-1]  # without start; the last column can only be stop or padding
     logs = network.ctc_log_probabilities(memory)
     alignment = align(logs, memory_mask, spoken, lengths, blank=vocabulary.pad).cpu().numpy()
-    ctc_logs = logs.cpu().numpy()
+    ctc_logs, positions = logs.cpu().numpy(), memory_mask.sum(1).tolist()
     read = tokens[:, :-1][:, : network.decoder.max_tokens]  # a text that was cut has no stop token
     logs = network.decoder(read, memory, memory_mask).float().log_softmax(-1)
     decoder_logs = logs.gather(2, tokens[:, 1 : 1 + read.shape[1], None])[:, :, 0].cpu().numpy()
@@ -75,14 +75,16 @@ def find_words(
         count = len(row) - 2
         symbols = row[1:-1].tolist()
         text = "".join(vocabulary.symbols[symbol] for symbol in symbols)
-        first, last, peak = locate(alignment[clip], ctc_logs[clip], symbols)
-        scores = (decoder_logs[clip, :count] + peak) / 2
+        first, last, peak = locate(alignment[clip], ctc_logs[clip, : positions[clip]], symbols)
+        scores = peak.copy()  # the CTC head alone, beyond what the decoder can read
+        read_by_both = decoder_logs[clip, :count]
+        scores[: len(read_by_both)] = (scores[: len(read_by_both)] + read_by_both) / 2
         found.append(
             [
                 Word(
                     text[i:j],
-                    float(first[i] / rate),
-                    float((last[j - 1] + 1) / rate),
+                    max(float(first[i] - 0.5) / rate, 0.0),  # a position is centred on its frame
+                    min(float(last[j - 1] + 0.5), positions[clip] - 1) / rate,
                     float(scores[i:j].sum()),
                 )
                 for i, j in (match.span() for match in re.finditer(r"\S+", text))

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from networks.attention import BatchState
 from networks.ctc import PrefixScores, accumulator, select_rows
-from networks.decoding import DecodingStrategy, forbid
+from networks.decoding import DecodingStrategy, check_ctc, check_length, forbid
 from networks.language_model import CharacterLanguageModel
 from networks.speech_to_text import SpeechToText
 
@@ -63,6 +63,11 @@ class BeamSearch(DecodingStrategy):
         self.end_margin = end_margin
         self.max_tokens = max_tokens
 
+    def check(self, network: SpeechToText) -> None:
+        check_length(self.max_tokens, network)
+        if self.ctc_weight > 0:
+            check_ctc(network)
+
     @torch.no_grad()
     def decode(
         self,
@@ -76,7 +81,7 @@ class BeamSearch(DecodingStrategy):
     ) -> Tensor:
         maximum = network.decoder.max_tokens if self.max_tokens is None else self.max_tokens
         scorers = self._start_scorers(network, memory, memory_mask, maximum, stop, pad)
-        limits = memory_mask.sum(1).clamp(max=maximum)
+        limits = (memory_mask.sum(1) + 1).clamp(max=maximum)  # the stop token takes no position
         if self.ctc_weight == 0:  # only with CTC does each token take a position of its own
             limits = torch.full_like(limits, maximum)
         clips = torch.arange(len(memory), device=memory.device)  # those still searched

@@ -18,6 +18,9 @@ class DecodingStrategy(ABC):
     head, if there is one.
     """
 
+    def check(self, network: SpeechToText) -> None:  # noqa: B027 # most strategies fit any network
+        """Raise a ValueError if the strategy cannot be used with the network."""
+
     @abstractmethod
     def decode(
         self,
@@ -45,6 +48,21 @@ class DecodingStrategy(ABC):
         """
 
 
+def check_length(max_tokens: int | None, network: SpeechToText) -> None:
+    """Raise a ValueError if a search may write more tokens than the decoder can read."""
+    if max_tokens is not None and max_tokens > network.decoder.max_tokens:
+        raise ValueError(
+            f"the search's max_tokens {max_tokens} is larger than the decoder's "
+            f"{network.decoder.max_tokens}"
+        )
+
+
+def check_ctc(network: SpeechToText) -> None:
+    """Raise a ValueError if there is no CTC head."""
+    if network.ctc_head is None:
+        raise ValueError("this decoding strategy needs network.init_args.ctc=true")
+
+
 def forbid(logits: Tensor, *tokens: int) -> Tensor:
     """Return logits (…, vocabulary) with -∞ at the given tokens."""
     return logits.index_fill(-1, torch.tensor(tokens, device=logits.device), -torch.inf)
@@ -60,6 +78,9 @@ class GreedySearch(DecodingStrategy):
 
     def __init__(self, max_tokens: int | None = None) -> None:
         self.max_tokens = max_tokens
+
+    def check(self, network: SpeechToText) -> None:
+        check_length(self.max_tokens, network)
 
     @torch.no_grad()
     def decode(
@@ -90,6 +111,9 @@ class GreedySearch(DecodingStrategy):
 
 class CTCGreedySearch(DecodingStrategy):
     """Take the CTC head's most probable token at each position; the decoder is not used."""
+
+    def check(self, network: SpeechToText) -> None:
+        check_ctc(network)
 
     @torch.no_grad()
     def decode(

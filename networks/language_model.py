@@ -42,6 +42,10 @@ class CharacterLanguageModel(nn.Module):
         """Return the logits after each token, (batch, length) → (batch, length, vocabulary)."""
         return self._read(tokens, LanguageModelState())
 
+    def token_weights(self) -> list[str]:
+        """Return the names of the weights with one row per token of the vocabulary."""
+        return ["embedding.weight", "output.weight", "output.bias"]
+
     def start(self) -> LanguageModelState:
         """Return the state before the first token."""
         return LanguageModelState()

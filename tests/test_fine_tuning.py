@@ -72,7 +72,36 @@ def test_another_alphabet_longer_texts_and_a_deeper_encoder_keep_what_fits(
     told = caplog.text + "".join(capsys.readouterr())
     assert f"Started from {path}: " in told
     assert "Randomly initialized: network.encoder.blocks.2.attention_norm.weight" in told
-    assert """drawn at random: "'\"""" in told
+    assert """randomly initialized: "'\"""" in told
+
+
+def test_a_network_with_batch_norm_keeps_its_statistics(
+    retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    args = ["--config", str(CONFIGS / "octmnist_best.yaml"), f"--data.init_args.file={retinas}"]
+    args += ["--model.init_args.network.init_args.widths=[4,8]", "--trainer.precision=32-true"]
+    args += ["--data.init_args.max_images=60", "--trainer.max_epochs=1"]
+    first = run_cli("fit", *args).rename(tmp_path / "first")
+    before = weights_of(first)
+    run = run_cli("fit", *args, f"--init_from={first}", "--optimizer.init_args.lr=0")
+    after = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
+    changed = [name for name in after if not torch.equal(before[name], after[name])]
+    assert all("running" in name or "num_batches" in name for name in changed)
+    counts = [int(value) for name, value in after.items() if "num_batches" in name]
+    assert set(counts) == {2}  # one batch in each run
+
+
+def test_a_language_model_keeps_the_characters_it_knows(
+    tones: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    corpus = "--data.init_args.corpus.init_args"
+    args = ["--config", str(CONFIGS / "lm_character.yaml"), f"{corpus}.root={tones}"]
+    args += [f"{corpus}.splits=[0.6,0.2]", "--trainer.max_epochs=1"]
+    first = run_cli("fit", *args, f"{corpus}.alphabet= abcdefgh").rename(tmp_path / "first")
+    run = run_cli("fit", *args, *FROZEN, f"{corpus}.alphabet=hg ", f"--init_from={first}")
+    name = "network.embedding.weight"
+    rows = [CharacterVocabulary(" abcdefgh").symbols.index(c) for c in "<>@#hg "]
+    assert torch.equal(weights_of(run)[name], weights_of(first)[name][rows])
 
 
 def test_what_cannot_be_started_from_is_named_in_one_line(
@@ -98,7 +127,7 @@ def test_what_cannot_be_started_from_is_named_in_one_line(
 
 
 def test_parts_of_the_model_learn_at_rates_of_their_own(
-    small: list[str], run_cli: Callable[..., Path], tmp_path: Path
+    small: list[str], run_cli: Callable[..., Path], fail_cli: Callable[..., str]
 ) -> None:
     factors = "--lr_factors={network.encoder: 0.0, network.decoder: 0.5}"
     args = [*small, factors, "--optimizer.init_args.weight_decay=0"]
@@ -109,6 +138,9 @@ def test_parts_of_the_model_learn_at_rates_of_their_own(
         assert float(row["lr-AdamW/network.encoder"]) == 0
         half = float(row["lr-AdamW/others"]) / 2
         assert float(row["lr-AdamW/network.decoder"]) == pytest.approx(half)
+    for other in ("{}", "{network.decoder: 0.5, network.encoder: 0.0}"):
+        message = fail_cli("fit", *small, f"--lr_factors={other}", "--ckpt_path=last")
+        assert "was trained with lr_factors for network.encoder, network.decoder, " in message
     start = weights_of(run, "last")
     run_cli("fit", *args, "--ckpt_path=last")
     end = weights_of(run, "last")

@@ -37,6 +37,8 @@ def measure(name: str, folder: Path) -> list[float]:
     if name.startswith("asr"):
         args += [f"--data.init_args.root={write_corpus(folder / 'tones', 20)}"]
         args += ["--data.init_args.batch_size=4"]
+    elif name.startswith("lm"):
+        args += [f"--data.init_args.corpus.init_args.root={write_corpus(folder / 'tones', 20)}"]
     elif name.startswith("octmnist"):
         write_file(folder / "retinas.npz", 200, 28)
         args += [f"--data.init_args.file={folder / 'retinas.npz'}"]

@@ -108,7 +108,12 @@ class _Positions:
 
     def reorder(self, rows: Tensor) -> None:
         if self.buffers is not None:
-            self.buffers = self.buffers.select(rows)
+            known = KeyValues(*(buffer[:, :, : self.length] for buffer in self.buffers))
+            shapes = [(len(rows), *buffer.shape[1:]) for buffer in self.buffers]
+            selected = known.select(rows)
+            self.buffers = KeyValues(*map(known.keys.new_empty, shapes))
+            for buffer, value in zip(self.buffers, selected, strict=True):
+                buffer[:, :, : self.length] = value  # the rest is not written yet
 
 
 class SoftmaxAttention(AttentionKernel):

@@ -71,6 +71,8 @@ def test_splits_named_in_a_manifest_are_kept(tones: Path, tmp_path: Path) -> Non
             [{"audio_filepath": "a.wav", "text": "a", "split": "dev"}],
             r"split 'dev' must be one of",
         ),
+        ([{"audio_filepath": "a.wav", "text": "a", "offset": 1.5}], r"line 1 has the offset 1\.5"),
+        ([{"audio_filepath": "a.wav", "text": "a", "id": "a|b"}], r"the id 'a\|b' must not"),
         ([{"audio_filepath": "a.wav", "text": "a"}], r"a\.wav \(.*line 1\) does not exist"),
         ([{"audio_filepath": "a.wav", "text": "!!"}], r"line 1: .*'!!' has no known character"),
     ],
@@ -82,6 +84,11 @@ def test_a_wrong_manifest_is_named_in_one_line(
     data = ["--data=datamodules.ManifestDataModule", f"--data.init_args.root={manifest}"]
     found = fail_cli("fit", *small, *data, "--data.init_args.splits=[1,0]")
     assert re.search(message, found), found
+
+
+def test_a_folder_is_no_manifest(tones: Path) -> None:
+    with pytest.raises(UserError, match=r"tones is no file .*: it should hold one line"):
+        ManifestDataModule(str(tones)).read_transcripts()
 
 
 def test_several_corpora_are_trained_on_together(
@@ -107,6 +114,10 @@ def test_several_corpora_are_trained_on_together(
     run_cli("test", *small, "--config", config)
     lines = (run / "test_transcripts.csv").read_text().splitlines()
     assert len(lines) == 8  # of the first corpus
+    manifest.unlink()  # files are transcribed without the corpora
+    files = f"--data.init_args.predict_paths=[{tones / 'wavs' / 'T-000.wav'}]"
+    run_cli("predict", *small, "--config", config, files)
+    assert len((run / "predictions.csv").read_text().splitlines()) == 1
 
 
 def test_two_clips_with_one_id_are_refused(tones: Path) -> None:

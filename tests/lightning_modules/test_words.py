@@ -49,17 +49,22 @@ def test_words_begin_and_end_where_their_characters_are_heard() -> None:
     assert [word.text for word in first] == ["ab", "b"]
     assert [word.text for word in second] == ["a", "b"]
     times = [(word.start, word.end) for word in first + second]
-    np.testing.assert_allclose(times, [(0.2, 0.6), (1.2, 1.4), (0.0, 0.1), (0.6, 0.7)])
+    # Position 2 is centred on 0.2 s and reaches from 0.15 to 0.25 s.
+    np.testing.assert_allclose(times, [(0.15, 0.55), (1.15, 1.35), (0.0, 0.05), (0.55, 0.65)])
     sure = float(hear("a")[0].max())
     even = -math.log(len(VOCABULARY))
     assert first[0].score == pytest.approx(2 * (sure + even) / 2)
 
 
 def test_texts_that_are_empty_cut_or_longer_than_the_clip_have_words_too() -> None:
-    network = network_that_hears("a-", "ab", "--", max_tokens=2)
-    mask = torch.ones(3, 2, dtype=torch.bool)
-    texts = ["", "ab", "aa"]  # "aa" needs a blank in between: three positions
-    none, cut, short = find_words(network, VOCABULARY, torch.zeros(3, 2, 1), mask, texts)
+    network = network_that_hears("a-", "ab", "--", "ab", max_tokens=2)
+    mask = torch.ones(4, 2, dtype=torch.bool)
+    # "aa" needs a blank in between: three positions. The decoder cannot read all of "a bb".
+    texts = ["", "ab", "aa", "a bb"]
+    found = find_words(network, VOCABULARY, torch.zeros(4, 2, 1), mask, texts)
+    none, cut, short, long = found
+    assert [word.text for word in long] == ["a", "bb"]
+    assert all(math.isfinite(word.score) for word in long)
     assert none == []
     assert [word.text for word in cut] == ["ab"]
     assert math.isnan(short[0].start)
@@ -107,6 +112,15 @@ def test_predictions_have_word_times_and_a_calibrated_confidence(
     (line,) = (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     found = json.loads(line)
     assert found["id"] == "T-000"
+    # The confidence is the calibrated one: it differs with another calibration.
+    path = run / "checkpoints" / "best.ckpt"
+    state["calibration"] = [0.0, 1.0]
+    torch.save(state, path)
+    run_cli("predict", *args, files)
+    changed = json.loads((run / "predictions.jsonl").read_text(encoding="utf-8"))
+    even = 1 / (1 + math.exp(-1))
+    assert all(word["confidence"] == pytest.approx(even, abs=1e-4) for word in changed["words"])
+    assert any(word["confidence"] != pytest.approx(even, abs=1e-4) for word in found["words"])
     assert " ".join(word["word"] for word in found["words"]) == " ".join(found["text"].split())
     times = [time for word in found["words"] for time in (word["start"], word["end"])]
     assert times == sorted(times)

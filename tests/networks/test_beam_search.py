@@ -27,8 +27,10 @@ START, STOP, PAD, VOCABULARY, LONGEST = 0, 1, 2, 6, 5
 SPECIAL: dict[str, Any] = {"start": START, "stop": STOP, "pad": PAD}
 
 
-def make_network(decoder: Callable[..., TextDecoder], max_tokens: int = LONGEST) -> SpeechToText:
-    torch.manual_seed(0)
+def make_network(
+    decoder: Callable[..., TextDecoder], max_tokens: int = LONGEST, seed: int = 0
+) -> SpeechToText:
+    torch.manual_seed(seed)
     network = SpeechToText(
         AudioEncoder(hidden_size=8, mlp_size=8),
         decoder(vocabulary_size=VOCABULARY, hidden_size=8, mlp_size=8, max_tokens=max_tokens),
@@ -131,6 +133,40 @@ def test_a_text_does_not_depend_on_its_batch(
             one = F.pad(memory[clip : clip + 1, :length], (0, 0, 0, padding), value=7.0)
             real = torch.arange(length + padding)[None] < length
             assert texts(strategy.decode(network, one, real, **SPECIAL)) == [together[clip]]
+
+
+def test_a_text_as_long_as_its_clip_is_found() -> None:
+    """The stop token takes no position: with two positions a text may have three tokens."""
+    for seed in range(30):
+        network = make_network(TextDecoderTransformer, seed=seed).requires_grad_(False)
+        memory, mask = make_memory(clips=1, positions=2)
+        beam = BeamSearch(600, 0.5, length_exponent=1.0, end_margin=float("inf"))
+        (found,) = texts(beam.decode(network, memory, mask, **SPECIAL))
+        values = {}
+        for n in range(3):
+            for text in itertools.product(range(3, VOCABULARY), repeat=n):
+                tokens = torch.tensor([[START, *text, STOP]])
+                attention = network.decoder(tokens[:, :-1], memory, mask).double().log_softmax(-1)
+                logs = network.ctc_log_probabilities(memory).double().transpose(0, 1)
+                spelled = torch.tensor([text], dtype=torch.long)
+                ctc = F.ctc_loss(logs, spelled, torch.tensor([2]), torch.tensor([n]), PAD, "sum")
+                score = attention.gather(2, tokens[:, 1:, None]).sum() - ctc
+                values[text] = float(score) / (n + 1)
+        assert tuple(found[:-1]) == max(values, key=values.__getitem__)
+
+
+def test_a_strategy_that_does_not_fit_the_network_is_refused() -> None:
+    network = make_network(TextDecoderTransformer)
+    with pytest.raises(ValueError, match="max_tokens 6 is larger than the decoder's 5"):
+        BeamSearch(max_tokens=6).check(network)
+    with pytest.raises(ValueError, match="max_tokens 6 is larger than the decoder's 5"):
+        GreedySearch(6).check(network)
+    network.ctc_head = None
+    GreedySearch(5).check(network)
+    BeamSearch(ctc_weight=0.0).check(network)
+    for strategy in (BeamSearch(), CTCGreedySearch()):
+        with pytest.raises(ValueError, match=r"needs network\.init_args\.ctc=true"):
+            strategy.check(network)
 
 
 def test_wrong_settings_are_refused() -> None:
