@@ -88,9 +88,9 @@ def test_the_recognizer_learns_and_test_scores_the_best_checkpoint(
     small: list[str], run_cli: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Letters spoken as tones are easy, but cannot be learned if masks or decoding are wrong."""
-    root = write_corpus(tmp_path / "many", 400)
-    args = [*small, "--data.init_args.root", root, "--trainer.max_epochs=25"]
-    args += ["--data.init_args.splits=[0.9,0.05]", "--trainer.check_val_every_n_epoch=5"]
+    root = write_corpus(tmp_path / "many", 300)
+    args = [*small, "--data.init_args.root", root, "--trainer.max_epochs=18"]
+    args += ["--data.init_args.splits=[0.9,0.05]", "--trainer.check_val_every_n_epoch=6"]
     run = run_cli("fit", *args)
     errors = column(run, "val/cer")
     run_cli("test", *args)
@@ -98,8 +98,8 @@ def test_the_recognizer_learns_and_test_scores_the_best_checkpoint(
     assert scores["test/cer"] < 0.1, (errors, scores)
     assert scores["test/damerau_levenshtein"] > 0.9
     lines = (run / "test_transcripts.csv").read_text().splitlines()
-    assert len(lines) == 20
-    assert sum(a == b for _, a, b in (line.split("|") for line in lines)) >= 10
+    assert len(lines) == 15
+    assert sum(a == b for _, a, b in (line.split("|") for line in lines)) >= 8
 
 
 def test_the_learning_rate_follows_the_steps_of_the_whole_training_over_a_resume(
