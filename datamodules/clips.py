@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,24 @@ def inspect_clip(
         )
     samples = -(-header.frames * sample_rate // header.samplerate)  # rounded up, as resample does
     return Clip(id, path, source, samples, text)
+
+
+def find_recordings(paths: Sequence[str], setting: str) -> list[Path]:
+    """Return the given files, and the recordings in the given folders.
+
+    Raises:
+        UserError: if a folder holds no recording; names the setting that lists it.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+            if not found:
+                raise UserError(f"{setting}: the folder {path} holds no audio file")
+            files += found
+        else:
+            files.append(path)
+    return files
 
 
 def count_missing_bytes(path: Path) -> int:

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from rich.progress import track
 
 from datamodules.augment import ClipAugment
-from datamodules.clips import AUDIO_SUFFIXES, Clip, inspect_clip
+from datamodules.clips import Clip, find_recordings, inspect_clip
 from datamodules.sampling import LengthBucketBatchSampler
 from datamodules.speech_dataset import SpeechBatch, SpeechDataset
 from datamodules.splits import SplitDataModule
@@ -268,15 +268,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         return predicting and len(self.predict_paths) > 0
 
     def _files_to_predict(self) -> list[Clip]:
-        files: list[Path] = []
-        for path in map(Path, self.predict_paths):
-            if path.is_dir():
-                found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
-                if not found:
-                    raise UserError(f"predict_paths: the folder {path} holds no audio file")
-                files += found
-            else:
-                files.append(path)
+        files = find_recordings(self.predict_paths, "predict_paths")
         return [
             inspect_clip(file.stem, file, self.sample_rate, channel=self.channel) for file in files
         ]

@@ -102,7 +102,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
                 continue
             has_text = True
             if self.augment is not None:
-                waveform, has_text = self.augment(waveform)
+                waveform, has_text = self.augment(waveform, self.sample_rate)
             read.append(i)
             waveforms.append(waveform)
             tokens.append(torch.tensor(self.vocabulary.encode(clip.text if has_text else "")))

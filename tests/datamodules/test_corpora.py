@@ -181,15 +181,15 @@ def test_speeds_and_noise_change_the_clip_as_they_say() -> None:
     tone = 0.3 * torch.sin(2 * torch.pi * 440 * time)
     for speed in (0.9, 1.0, 1.1):
         torch.manual_seed(0)
-        changed, has_text = ClipAugment(speeds=[speed])(tone)
+        changed, has_text = ClipAugment(speeds=[speed])(tone, SAMPLE_RATE)
         assert has_text
         assert len(changed) == pytest.approx(SAMPLE_RATE / speed, abs=2)
         peak = torch.fft.rfft(changed).abs().argmax() * SAMPLE_RATE / len(changed)
         assert float(peak) == pytest.approx(440 * speed, abs=2)  # pitch follows
-    noisy, _ = ClipAugment([1.0], noise_probability=1.0, noise_snr=(20.0, 20.0))(tone)
+    noisy, _ = ClipAugment([1.0], noise_probability=1.0, noise_snr=(20.0, 20.0))(tone, SAMPLE_RATE)
     ratio = tone.square().mean() / (noisy - tone).square().mean()
     assert 10 * float(ratio.log10()) == pytest.approx(20, abs=0.3)
-    silent = [ClipAugment(silence_probability=1.0)(tone) for _ in range(50)]
+    silent = [ClipAugment(silence_probability=1.0)(tone, SAMPLE_RATE) for _ in range(50)]
     assert not any(has_text for _, has_text in silent)
     assert all(len(waveform) == len(tone) and waveform.abs().max() <= 1 for waveform, _ in silent)
     assert any(not waveform.any() for waveform, _ in silent)
@@ -197,6 +197,30 @@ def test_speeds_and_noise_change_the_clip_as_they_say() -> None:
     for wrong in wrongs:
         with pytest.raises(ValueError, match=r"are not positive|is not in"):
             ClipAugment(**wrong)
+
+
+def test_noise_can_be_recorded(tmp_path: Path) -> None:
+    """A short 1 kHz tone of half the rate stands for the noise."""
+    noises = tmp_path / "noises" / "deeper"
+    noises.mkdir(parents=True)
+    rate = SAMPLE_RATE // 2
+    hum = 0.1 * np.sin(2 * np.pi * 1000 * np.arange(rate // 4) / rate)
+    soundfile.write(noises / "hum.wav", hum, rate)
+    augment = ClipAugment([1.0], 1.0, (6.0, 6.0), noise_paths=[str(tmp_path / "noises")])
+    clip = 0.1 * torch.randn(SAMPLE_RATE)
+    noisy, _ = augment(clip, SAMPLE_RATE)
+    noise = noisy - clip
+    assert 10 * float((clip.square().mean() / noise.square().mean()).log10()) == pytest.approx(
+        6, abs=0.01
+    )
+    peak = torch.fft.rfft(noise).abs().argmax() * SAMPLE_RATE / len(noise)
+    assert float(peak) == pytest.approx(1000, abs=5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"noise_paths: the folder .*empty holds no audio file"):
+        ClipAugment(noise_paths=[str(tmp_path / "empty")])
+    (noises / "hum.wav").write_bytes(b"hum")
+    with pytest.raises(UserError, match=r"hum\.wav is not a readable audio file"):
+        augment(clip, SAMPLE_RATE)
 
 
 def test_only_training_clips_are_augmented_and_a_resumed_epoch_hears_the_same(tones: Path) -> None:
