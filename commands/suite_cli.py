@@ -167,7 +167,7 @@ class SuiteCLI(LightningCLI):
             raise UserError("lr_factors needs an optimizer: section in the configuration")
         if self.initial_checkpoint is not None:
             initialize_from(self.model, self.initial_checkpoint)
-        filled = ", ".join(find_filled(self.config[self.subcommand].model, self.datamodule))
+        filled = ", ".join(find_filled(config.model, self.datamodule))
         if filled:
             rank_zero_info(f"Filled from the data: {filled}")
 

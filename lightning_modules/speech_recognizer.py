@@ -182,7 +182,9 @@ class SpeechRecognizer(TrainingModule):
     def validation_step(self, batch: SpeechBatch) -> None:
         """Evaluate a batch, and collect its words to calibrate their confidence."""
         found = self._evaluate(batch, self.val_losses, self.val_scores, self.decoding)
-        for words, reference in zip(found.get("words", []), found["references"], strict=False):
+        if self.network.ctc_head is None:
+            return
+        for words, reference in zip(found["words"], found["references"], strict=True):
             correct = mark_correct([word.text for word in words], reference.split())
             self._scored_words += zip([word.score for word in words], correct, strict=True)
 
