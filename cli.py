@@ -23,7 +23,7 @@ examples:
   python cli.py fit --config configs/asr_transformer.yaml --config configs/demo/speech.yaml
   python cli.py fit --config configs/asr_transformer.yaml --ckpt_path last
   python cli.py test --config configs/asr_transformer.yaml
-  python cli.py predict --config configs/asr_transformer.yaml --data.init_args.predict_paths+=a.wav
+  python cli.py predict runs/asr_transformer interview.mp3
   python cli.py compare runs/asr_transformer runs/asr_lstm
   python cli.py report runs/asr_transformer
   python cli.py inspect configs/asr_transformer.yaml
@@ -78,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
             if stage == "fit"
             else "checkpoint to use, by default best; none for a constructed, untrained model",
         )
+        if stage == "predict":
+            add_prediction(command)
     compare = commands.add_parser("compare", help="put runs side by side: a table and curves")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run directory, trained and tested")
     add_output(compare, "comparison", "for comparison.md and curves.png")
@@ -120,6 +122,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_prediction(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``predict RUN PATH…``."""
+    command.usage = "cli.py predict RUN PATH... [options] | cli.py predict --config FILE [options]"
+    command.add_argument("run", nargs="?", metavar="RUN", help="run directory")
+    command.add_argument(
+        "paths", nargs="*", metavar="PATH", help="file, or folder that is searched for files"
+    )
+    command.add_argument(
+        "--format",
+        choices=("txt", "csv", "jsonl", "srt", "vtt"),
+        help="by default the suffix of --output, or the task's usual one",
+    )
+    command.add_argument(
+        "--output",
+        metavar="PATH",
+        help="file, or folder for a file each; by default the terminal",
+    )
+    command.add_argument(
+        "--channels",
+        choices=("mix", "each"),
+        default="mix",
+        help="average a recording's channels, or transcribe each (default: %(default)s)",
+    )
+
+
 def add_output(command: argparse.ArgumentParser, name: str, purpose: str) -> None:
     """Add the folder that a command writes to, ``runs/<name>`` by default."""
     command.add_argument(
@@ -130,40 +157,70 @@ def add_output(command: argparse.ArgumentParser, name: str, purpose: str) -> Non
     )
 
 
+def parse_own(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the suite's own commands, and requests for help.
+
+    Returns:
+        The arguments, and those that a command hands on.
+    """
+    parser = build_parser()
+    options, others = parser.parse_known_args(args or ["--help"])
+    if options.command == "predict":
+        # argparse does not accept paths after an option.
+        options.paths += [path for path in others if not path.startswith("-")]
+        others = [argument for argument in others if argument.startswith("-")]
+        if not options.paths:
+            parser.error("predict RUN needs at least one PATH: a file or a folder")
+    if others and options.command not in ("inspect", "sweep"):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    return options, others
+
+
+def run_own(options: argparse.Namespace, others: list[str]) -> None:
+    """Run one of the suite's own commands."""
+    if options.command == "predict":
+        from commands.predict import predict
+
+        paths = [Path(path) for path in options.paths]
+        predict(Path(options.run), paths, options.format, options.output, options.channels)
+    elif options.command == "compare":
+        from commands.compare import compare
+
+        compare([Path(path) for path in options.runs], Path(options.output))
+    elif options.command == "inspect":
+        from commands.inspect_corpus import inspect_corpus
+
+        configs = [Path(path) for path in options.configs]
+        inspect_corpus(configs, others, Path(options.output))
+    elif options.command == "report":
+        from commands.report import report
+
+        output = Path(options.output) if options.output else None
+        report([Path(path) for path in options.runs], options.worst, output)
+    elif options.command == "separable":
+        from commands.separable import separable
+
+        separable(options.dimension, options.low, options.high, Path(options.output))
+    else:
+        from commands.sweep import run_sweep
+
+        run_sweep(Path(options.config), others, options.storage)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; errors that the user can fix end in one line and exit status 1."""
     args = sys.argv[1:] if args is None else list(args)
-    own = not args or args[0] not in STAGES or {"-h", "--help"} & set(args)
-    options, others = build_parser().parse_known_args(args or ["--help"]) if own else (None, args)
-    if options and others and options.command not in ("inspect", "sweep"):
-        build_parser().error(f"unrecognized arguments: {' '.join(others)}")
+    is_stage = bool(args) and args[0] in STAGES and not {"-h", "--help"} & set(args)
+    if args[:1] == ["predict"] and len(args) > 1 and not args[1].startswith("-"):
+        is_stage = False  # predict RUN PATH…
+    own = None if is_stage else parse_own(args)
     try:
-        if options is None:
+        if own is None:
             from commands.train import run
 
             run(["--help" if arg == "--help-all" else arg for arg in args])
-        elif options.command == "compare":
-            from commands.compare import compare
-
-            compare([Path(path) for path in options.runs], Path(options.output))
-        elif options.command == "inspect":
-            from commands.inspect_corpus import inspect_corpus
-
-            configs = [Path(path) for path in options.configs]
-            inspect_corpus(configs, others, Path(options.output))
-        elif options.command == "report":
-            from commands.report import report
-
-            output = Path(options.output) if options.output else None
-            report([Path(path) for path in options.runs], options.worst, output)
-        elif options.command == "separable":
-            from commands.separable import separable
-
-            separable(options.dimension, options.low, options.high, Path(options.output))
         else:
-            from commands.sweep import run_sweep
-
-            run_sweep(Path(options.config), others, options.storage)
+            run_own(*own)
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:

@@ -1,7 +1,6 @@
 """The recognizer's transcripts: files for test and predict, and a short table."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,13 +93,5 @@ class TranscriptWriter(Callback):
 
 def describe_words(id: str, text: str, words: list[Word]) -> str:
     """Return a line of JSON with the words of a transcript."""
-    described = [
-        {
-            "word": word.text,
-            "start": None if math.isnan(word.start) else round(word.start, 3),
-            "end": None if math.isnan(word.end) else round(word.end, 3),
-            "confidence": round(word.confidence, 4),
-        }
-        for word in words
-    ]
+    described = [word.describe() for word in words]
     return json.dumps({"id": id, "text": text, "words": described}, ensure_ascii=False) + "\n"

@@ -138,6 +138,10 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         if not self.root.exists() and not self._predicts_files():
             raise UserError(f"{self.root} does not exist: set --data.init_args.root")
 
+    def longest_clip(self) -> float:
+        """Return the length of the longest training clip in seconds."""
+        return max(clip.samples for clip in self.datasets["train"].clips) / self.sample_rate
+
     def longest_transcript(self) -> tuple[int, str]:
         """Return the number of characters in the longest transcript, and its source."""
         clips = [clip for dataset in self.datasets.values() for clip in dataset.clips]

@@ -23,6 +23,9 @@ from metrics import (
 )
 from networks import DecodingStrategy, GreedySearch, SpeechToText
 
+LONGEST_CLIP = 10.1
+"""Length in seconds of LJ Speech's longest clip."""
+
 
 class SpeechRecognizer(TrainingModule):
     """Train a `SpeechToText` network to transcribe speech, and evaluate its transcripts.
@@ -42,6 +45,9 @@ class SpeechRecognizer(TrainingModule):
             (Kim et al. 2017, "Joint CTC-attention based end-to-end speech recognition").
         decoding: search that finds the transcripts; `GreedySearch` by default.
         test_decoding: search for test and predict; by default the same as ``decoding``.
+
+    Attributes:
+        longest_clip: length in seconds of the longest training clip.
 
     Raises:
         ValueError: if ``ctc_weight`` is not in [0, 1), or the network lacks a CTC head to train or
@@ -73,6 +79,7 @@ class SpeechRecognizer(TrainingModule):
         self.label_smoothing = label_smoothing
         self.ctc_weight = ctc_weight
         self.calibration = Calibration()
+        self.longest_clip = LONGEST_CLIP
         self._scored_words: list[tuple[float, bool]] = []
         self.decoding = decoding or GreedySearch()
         self.test_decoding = test_decoding or self.decoding
@@ -126,6 +133,8 @@ class SpeechRecognizer(TrainingModule):
                 f"data.init_args.sample_rate is {data.sample_rate} Hz, but the network's features "
                 f"expect {expected} Hz: set both to the same"
             )
+        if stage == "fit" and hasattr(data, "longest_clip"):
+            self.longest_clip = data.longest_clip()
         if hasattr(data, "longest_transcript"):
             characters, source = data.longest_transcript()
             maximum = self.network.decoder.max_tokens - 1  # without the start token
@@ -137,14 +146,16 @@ class SpeechRecognizer(TrainingModule):
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the alphabet, which names the rows of the weights, and the calibration."""
+        """Add the alphabet, which names the rows of the weights, and what predict needs."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["alphabet"] = self.vocabulary.alphabet
+        checkpoint["longest_clip"] = self.longest_clip
         checkpoint["calibration"] = list(self.calibration)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the calibration of confidence."""
+        """Restore what predict needs."""
         super().on_load_checkpoint(checkpoint)
+        self.longest_clip = checkpoint.get("longest_clip", LONGEST_CLIP)
         self.calibration = Calibration(*checkpoint.get("calibration", ()))
 
     def adapt_weights(

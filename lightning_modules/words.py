@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,12 @@ class Word(NamedTuple):
     end: float
     score: float
     confidence: float = math.nan
+
+    def describe(self) -> dict[str, Any]:
+        """Return ``word``, ``start``, ``end`` (None instead of NaN) and ``confidence``."""
+        times = (None if math.isnan(t) else round(t, 3) for t in (self.start, self.end))
+        values = (self.text, *times, round(self.confidence, 4))
+        return dict(zip(("word", "start", "end", "confidence"), values, strict=True))
 
 
 def find_words(

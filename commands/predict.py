@@ -1,0 +1,108 @@
+"""``predict RUN PATH…``: use a trained run on files of any kind."""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from commands.outputs import choose_output
+from commands.train import load
+from commands.transcribe import Transcriber
+from datamodules.clips import AUDIO_SUFFIXES
+from engine import RunDirectory, find_weights, read_checkpoint
+from errors import UserError
+from lightning_modules import SpeechRecognizer
+
+MEDIA_SUFFIXES = (*AUDIO_SUFFIXES, ".m4a", ".aac", ".mp4", ".mkv", ".mov", ".webm", ".wma")
+
+
+class Predictor(Protocol):
+    """What a task does with files."""
+
+    def predict(
+        self, files: Sequence[Path], progress: Progress
+    ) -> Iterator[tuple[Path, list[dict[str, Any]] | UserError]]:
+        """Yield each file, in order, with its records or the reason why there are none."""
+
+
+def predict(
+    path: Path, inputs: Sequence[Path], format: str | None, output: str | None, channels: str
+) -> None:
+    """Predict files with a run's best checkpoint.
+
+    Args:
+        path: run directory.
+        inputs: files, or folders that are searched for them.
+        format: txt, csv, jsonl, srt or vtt; by default that of the output's suffix.
+        output: file or folder to write; None prints.
+        channels: ``mix`` averages the channels of a recording, ``each`` transcribes all.
+
+    Raises:
+        UserError: if the run cannot be used, there are no files, or the output exists.
+        SystemExit: with status 1 if some files could not be predicted.
+    """
+    run = RunDirectory(path)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the terminal shows predictions only
+    model, _ = load(run)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    predictor: Predictor
+    if isinstance(model, SpeechRecognizer):
+        predictor = Transcriber(model, each_channel=channels == "each")
+        suffixes, formats = MEDIA_SUFFIXES, ("txt", "csv", "jsonl", "srt", "vtt")
+    else:
+        raise UserError(
+            f"{path} is a run of {type(model).__name__}; predict RUN PATH takes a SpeechRecognizer "
+            "or a classifier of images: give predict --config instead"
+        )
+    files = find_files(inputs, suffixes)
+    checkpoint = find_weights(str(path))
+    step = read_checkpoint(checkpoint)["global_step"]
+    origin = {"checkpoint": str(checkpoint), "step": step, "channels": channels}
+    target = choose_output(output, format, formats, files, origin, each_channel=channels == "each")
+    todo = [file for file in files if not target.has(file)]
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    if len(todo) < len(files):
+        errors.print(f"{len(files) - len(todo)} of {len(files)} are in {output} already: kept")
+    failed = 0
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        for file, found in predictor.predict(todo, progress):
+            if isinstance(found, UserError):
+                failed += 1
+                errors.print(f"skipped: {found}")
+            else:
+                target.write(file, found)
+    target.finish()
+    if failed:
+        raise UserError(f"{failed} of {len(files)} files could not be predicted")
+
+
+def find_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
+    """Return the given files, and the files with known suffixes in the given folders.
+
+    Raises:
+        UserError: if a path does not exist, or a folder holds no such file.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
+            if not inside:
+                raise UserError(f"the folder {path} holds no file of {', '.join(suffixes)}")
+            files += inside
+        else:
+            files.append(path)
+    return list(dict.fromkeys(files))

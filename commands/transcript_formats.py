@@ -1,0 +1,98 @@
+"""Formats of transcripts and of other predictions: text, tables, JSON Lines, subtitles."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from errors import UserError
+
+Record = dict[str, Any]
+SUBTITLES = ("srt", "vtt")
+CUE_CHARACTERS = 84
+"""Maximum number of characters of a subtitle: two lines of 42."""
+CUE_SECONDS = 7.0
+
+
+def header(format: str, records: list[Record]) -> str:
+    """Return what a file starts with, given its first records."""
+    if format != "csv" or not records:
+        return ""
+    return csv_line(rows(records[0])[0])
+
+
+def render(format: str, record: Record, *, named: bool) -> str:
+    """Return a record's part of a file.
+
+    Args:
+        format: txt, csv, jsonl, srt or vtt.
+        record: a transcript of `Transcriber`, or a flat dictionary.
+        named: whether a text starts with the name of its file.
+    """
+    if format == "jsonl":
+        return json.dumps(record, ensure_ascii=False) + "\n"
+    if format == "csv":
+        return "".join(csv_line(row) for row in rows(record)[1:])
+    if format == "txt":
+        name = "\t".join(str(record[key]) for key in ("file", "channel") if key in record)
+        return f"{name}\t{record['text']}\n" if named else f"{record['text']}\n"
+    return render_subtitles(format, record)
+
+
+def rows(record: Record) -> list[list[Any]]:
+    """Return the names of a record's columns, and its rows: one for each segment."""
+    if "segments" not in record:
+        return [list(record), list(record.values())]
+    common = {key: record[key] for key in ("file", "channel") if key in record}
+    columns = ["start", "end", "text"]
+    table = [[*common.values(), *(s[name] for name in columns)] for s in record["segments"]]
+    return [[*common, *columns], *table]
+
+
+def csv_line(row: list[Any]) -> str:
+    """Return a line of a CSV file."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(row)
+    return line.getvalue()
+
+
+def render_subtitles(format: str, record: Record) -> str:
+    """Return SubRip or WebVTT subtitles of a transcript.
+
+    Raises:
+        UserError: if pysubs2 is not installed.
+    """
+    try:
+        import pysubs2
+    except ImportError as error:
+        raise UserError("subtitles need pysubs2: pip install '.[media]'") from error
+    subtitles = pysubs2.SSAFile()
+    for start, end, text in cues(record):
+        first, last = (pysubs2.make_time(s=seconds) for seconds in (start, end))
+        subtitles.append(pysubs2.SSAEvent(start=first, end=last, text=text))
+    document: str = subtitles.to_string(format)
+    return document if document.endswith("\n") else f"{document}\n"
+
+
+def cues(record: Record) -> Iterator[tuple[float, float, str]]:
+    """Yield start, end and text of each subtitle; long segments are divided between words."""
+    for segment in record["segments"]:
+        timed = [w for w in segment.get("words", ()) if w["start"] is not None]
+        if len(timed) < len(segment["text"].split()):  # without times, the segment is one subtitle
+            yield segment["start"], segment["end"], segment["text"]
+            continue
+        group: list[Record] = []
+        for word in timed:
+            length = sum(len(w["word"]) + 1 for w in group) + len(word["word"])
+            if group and (length > CUE_CHARACTERS or word["end"] - group[0]["start"] > CUE_SECONDS):
+                yield describe(group)
+                group = []
+            group.append(word)
+        if group:
+            yield describe(group)
+
+
+def describe(words: list[Record]) -> tuple[float, float, str]:
+    """Return the start, the end and the text of words."""
+    return words[0]["start"], words[-1]["end"], " ".join(word["word"] for word in words)

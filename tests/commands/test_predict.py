@@ -1,0 +1,265 @@
+"""``predict RUN PATH…``, as users type it."""
+
+import csv
+import io
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pysubs2
+import pytest
+import soundfile
+
+import cli
+from commands import transcribe
+from datamodules.audio_file import AudioFile
+from datamodules.speech_activity import Span
+from tests.conftest import SAMPLE_RATE, SMALL_MODEL, speak_tones
+
+WORDS = ("abc def", "hgfe", "b a d")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tones: Path) -> Path:
+    """A recognizer of tones, trained for a few seconds; tests must not change it."""
+    folder = tmp_path_factory.mktemp("predict")
+    (folder / "small.yaml").write_text(SMALL_MODEL)
+    handler = signal.getsignal(signal.SIGINT)
+    where = ["--config", folder / "small.yaml", "--trainer.default_root_dir", folder / "runs"]
+    where += [
+        "--data.init_args.root",
+        tones,
+        "--trainer.max_epochs=15",
+        "--data.init_args.splits=[1.0,0.0]",
+    ]
+    where += ["--data.init_args.evaluate_on_train=true"]
+    try:
+        cli.main(["fit", *map(str, where)])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return folder / "runs" / "small"
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Three recordings in a folder."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for i, text in enumerate(WORDS):
+        soundfile.write(folder / f"{i}.wav", speak_tones(text), SAMPLE_RATE)
+    return folder
+
+
+@pytest.fixture
+def predict(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run ``predict`` and return what it prints."""
+
+    def run(*args: object) -> str:
+        capsys.readouterr()
+        cli.main(["predict", *map(str, args)])
+        return capsys.readouterr().out
+
+    return run
+
+
+def fail(*args: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["predict", *map(str, args)])
+    message = stopped.value.code
+    assert isinstance(message, str)
+    assert "\n" not in message
+    return message
+
+
+def test_texts_are_those_of_the_stage_and_bad_files_are_skipped(
+    run: Path, recordings: Path, predict: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [recordings / f"{i}.wav" for i in range(3)]
+    alone = [predict(run, file) for file in files]
+    assert all(text.strip() for text in alone)
+    listed = ",".join(map(str, files))
+    where = [f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={run.parent}"]
+    where.append("--experiment=small")
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        cli.main(["predict", *where, f"--data.init_args.predict_paths=[{listed}]"])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    by_stage = (run / "predictions.csv").read_text().splitlines()
+    assert [f"{text}" for text in alone] == [f"{row.split('|')[1].strip()}\n" for row in by_stage]
+
+    (recordings / "1b.wav").write_bytes(b"not audio at all")
+    (recordings / "notes.txt").write_text("no recording either")
+    capsys.readouterr()
+    assert "1 of 4 files could not be predicted" in fail(run, recordings)
+    printed = capsys.readouterr()
+    expected = [f"{file}\t{text}" for file, text in zip(files, alone, strict=True)]
+    assert printed.out == "".join(expected)
+    assert f"skipped: {recordings / '1b.wav'} is not an audio file" in printed.err
+
+
+def test_formats(run: Path, recordings: Path, predict: Callable[..., str], tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    predict(run, recordings, "--output", output)
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["file"] for record in found] == [str(recordings / f"{i}.wav") for i in range(3)]
+    for record in found:
+        (segment,) = record["segments"]
+        assert segment["text"] == record["text"]
+        assert segment["start"] == 0
+        assert segment["end"] == record["seconds"]
+        assert [word["word"] for word in segment["words"]] == record["text"].split()
+        times = [t for word in segment["words"] for t in (word["start"], word["end"])]
+        assert times == sorted(times)
+        assert times[-1] <= record["seconds"] + 0.03
+        assert all(0 < word["confidence"] < 1 for word in segment["words"])
+    predict(run, recordings, "--output", tmp_path / "out.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    assert [row["text"] for row in rows] == [record["text"] for record in found]
+    assert predict(run, "--format", "csv", recordings) == (tmp_path / "out.csv").read_text()
+    for format in ("srt", "vtt"):
+        predict(run, recordings, "--format", format, "--output", tmp_path / "subtitles")
+        for record in found:
+            path = tmp_path / "subtitles" / f"{Path(record['file']).stem}.{format}"
+            cues = pysubs2.load(str(path))
+            assert " ".join(cue.text for cue in cues) == record["text"]
+            assert cues[0].start == pytest.approx(1000 * record["segments"][0]["words"][0]["start"])
+    assert "give --output a folder" in fail(run, recordings, "--format", "srt")
+    assert "not one of this task's formats" in fail(run, recordings, "--output", tmp_path / "a.doc")
+
+
+def test_a_long_recording_is_cut_and_its_times_shifted(
+    run: Path,
+    recordings: Path,
+    predict: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The detector does not take tones for speech, so the test says where they are."""
+    spans, parts, position = [], [], 0
+    for text in WORDS * 3:
+        gap, sound = np.zeros(SAMPLE_RATE // 2, np.float32), speak_tones(text)
+        start = position + len(gap)
+        position = start + len(sound)
+        spans.append(Span(start / SAMPLE_RATE, position / SAMPLE_RATE))
+        parts += [gap, sound]
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.concatenate(parts), SAMPLE_RATE)
+    monkeypatch.setattr(transcribe, "find_speech", lambda _, longest: spans)
+    monkeypatch.setattr(transcribe, "WINDOW_SECONDS", 1.5)  # batches of several windows
+    monkeypatch.setattr(transcribe, "BATCH_SECONDS", 1.0)
+    record = json.loads(predict(run, path, "--format", "jsonl"))
+    lines = predict(run, recordings, "--format", "jsonl").splitlines()
+    alone = [json.loads(line)["segments"][0] for line in lines]
+    assert len(record["segments"]) == len(spans)
+    for i, (segment, span) in enumerate(zip(record["segments"], spans, strict=True)):
+        expected = alone[i % 3]
+        assert segment["text"] == expected["text"]
+        assert segment["start"] == pytest.approx(span.start, abs=1e-3)
+        assert segment["end"] == pytest.approx(span.end, abs=1e-3)
+        for word, first in zip(segment["words"], expected["words"], strict=True):
+            assert word["start"] == pytest.approx(first["start"] + span.start, abs=2e-3)
+            assert word["confidence"] == pytest.approx(first["confidence"], abs=1e-3)
+    assert record["text"] == " ".join(segment["text"] for segment in record["segments"])
+
+
+def test_every_channel_is_transcribed(
+    run: Path, predict: Callable[..., str], tmp_path: Path
+) -> None:
+    sounds = [speak_tones("aaaabbbb"), speak_tones("hg hg hg")]
+    for i, sound in enumerate(sounds):
+        soundfile.write(tmp_path / f"{i}.wav", sound, SAMPLE_RATE)
+    soundfile.write(tmp_path / "both.wav", np.stack(sounds, 1), SAMPLE_RATE)
+    alone = [predict(run, tmp_path / f"{i}.wav").strip() for i in range(2)]
+    assert alone[0] != alone[1]
+    path = tmp_path / "both.wav"
+    printed = predict(run, path, "--channels", "each")
+    assert printed == f"{path}\t0\t{alone[0]}\n{path}\t1\t{alone[1]}\n"
+    assert "give --channels mix" in fail(run, path, "--channels", "each", "--format", "srt")
+
+
+def test_silence_gives_no_text(run: Path, predict: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "silence.wav"
+    soundfile.write(path, np.zeros(5 * SAMPLE_RATE), SAMPLE_RATE)
+    record = json.loads(predict(run, path, "--format", "jsonl"))
+    assert record == {"file": str(path), "seconds": 5.0, "text": "", "segments": []}
+    assert predict(run, path, "--format", "csv") == "file,start,end,text\n"
+    assert predict(run, path, "--format", "srt").strip() == ""
+
+
+def test_an_interrupted_command_continues(
+    run: Path,
+    recordings: Path,
+    predict: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = predict(run, recordings, "--format", "jsonl")
+    output = tmp_path / "out.jsonl"
+    partial = tmp_path / "out.jsonl.partial"
+    cut = transcribe.Transcriber._cut
+    read = []
+
+    def interrupt(self: object, recording: transcribe.Recording, file: AudioFile) -> object:
+        read.append(recording.path.name)
+        if read == ["0.wav", "1.wav", "2.wav"]:
+            raise KeyboardInterrupt
+        return cut(self, recording, file)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(transcribe.Transcriber, "_cut", interrupt)
+    monkeypatch.setattr(transcribe, "WINDOW_SECONDS", 0.01)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["predict", str(run), str(recordings), "--output", str(output)])
+    assert stopped.value.code == 130
+    assert not output.exists()
+    assert len(partial.read_text().splitlines()) == 3  # what it depends on, and two files
+    with partial.open("a") as file:
+        file.write('{"file": "half a li')
+    command = [run, recordings, "--channels", "each", "--output", output]
+    assert "started by another command" in fail(*command)
+    predict(run, recordings, "--output", output)
+    assert read == ["0.wav", "1.wav", "2.wav", "2.wav"]
+    assert output.read_text() == whole
+    assert not partial.exists()
+    assert "already exists" in fail(run, recordings, "--output", output)
+
+    folder = tmp_path / "folder"
+    predict(run, recordings, "--output", folder)
+    (folder / "1.txt").write_text("corrected by hand\n")
+    (folder / "2.txt").unlink()
+    predict(run, recordings, "--output", folder)
+    texts = [(folder / f"{i}.txt").read_text() for i in range(3)]
+    first, _, last = (f"{json.loads(line)['text']}\n" for line in whole.splitlines())
+    assert texts == [first, "corrected by hand\n", last]
+
+
+def test_equal_names_do_not_overwrite_each_other(
+    run: Path, recordings: Path, predict: Callable[..., str], tmp_path: Path
+) -> None:
+    soundfile.write(recordings / "0.flac", speak_tones("abc"), SAMPLE_RATE)
+    predict(run, recordings, "--output", tmp_path / "folder")
+    names = {path.name for path in (tmp_path / "folder").iterdir()}
+    assert names == {"0.flac.txt", "0.wav.txt", "1.txt", "2.txt"}
+    (recordings / "more").mkdir()
+    soundfile.write(recordings / "more" / "1.wav", speak_tones("abc"), SAMPLE_RATE)
+    assert "named 1.wav" in fail(run, recordings, "--output", tmp_path / "folder")
+
+
+def test_unusable_runs_and_paths_are_refused(
+    run: Path, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is not a run directory" in fail(tmp_path, recordings)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert "give a trained run or a checkpoint" in fail(unfinished, recordings)
+    (tmp_path / "empty").mkdir()
+    assert "holds no file of .wav" in fail(run, tmp_path / "empty")
+    assert "1 of 1 files" in fail(run, tmp_path / "nowhere.wav")
+    assert "nowhere.wav does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["predict", str(run)])
+    assert stopped.value.code == 2
+    assert "at least one PATH" in capsys.readouterr().err
