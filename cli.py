@@ -131,8 +131,9 @@ def add_prediction(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--format",
-        choices=("txt", "csv", "jsonl", "srt", "vtt"),
-        help="by default the suffix of --output, or the task's usual one",
+        choices=("txt", "csv", "jsonl", "srt", "vtt", "html"),
+        help="speech: txt, csv, jsonl, srt, vtt; images: csv, jsonl, html; by default the suffix "
+        "of --output, or the first",
     )
     command.add_argument(
         "--output",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from commands.transcript_formats import SUBTITLES, Record, header, render
+from commands.formats import SUBTITLES, Record, header, render
 from errors import UserError
 
 

@@ -1,7 +1,6 @@
 """``predict RUN PATH…``: use a trained run on files of any kind."""
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,19 +9,27 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from commands.classify import ImagePredictor
 from commands.outputs import choose_output
 from commands.train import load
 from commands.transcribe import Transcriber
-from datamodules.clips import AUDIO_SUFFIXES
+from datamodules.medmnist import MedMNISTDataModule
 from engine import RunDirectory, find_weights, read_checkpoint
 from errors import UserError
 from lightning_modules import SpeechRecognizer
-
-MEDIA_SUFFIXES = (*AUDIO_SUFFIXES, ".m4a", ".aac", ".mp4", ".mkv", ".mov", ".webm", ".wma")
+from lightning_modules.classifier import Classifier
 
 
 class Predictor(Protocol):
-    """What a task does with files."""
+    """What a task does with files.
+
+    Attributes:
+        suffixes: suffixes of the files that count when a folder is searched.
+        formats: formats of the predictions, the default first.
+    """
+
+    suffixes: Sequence[str]
+    formats: Sequence[str]
 
     def predict(
         self, files: Sequence[Path], progress: Progress
@@ -38,7 +45,7 @@ def predict(
     Args:
         path: run directory.
         inputs: files, or folders that are searched for them.
-        format: txt, csv, jsonl, srt or vtt; by default that of the output's suffix.
+        format: a format of `commands.formats`; by default that of the output's suffix.
         output: file or folder to write; None prints.
         channels: ``mix`` averages the channels of a recording, ``each`` transcribes all.
 
@@ -49,40 +56,43 @@ def predict(
     run = RunDirectory(path)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the terminal shows predictions only
-    model, _ = load(run)
+    model, data = load(run)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    messages = Console(stderr=True, soft_wrap=True, highlight=False)
     predictor: Predictor
     if isinstance(model, SpeechRecognizer):
         predictor = Transcriber(model, each_channel=channels == "each")
-        suffixes, formats = MEDIA_SUFFIXES, ("txt", "csv", "jsonl", "srt", "vtt")
+    elif isinstance(model, Classifier) and isinstance(data, MedMNISTDataModule):
+        is_page = "html" in (format, Path(output or "").suffix.removeprefix("."))
+        predictor = ImagePredictor(model, data, messages, pictures=is_page)
     else:
         raise UserError(
-            f"{path} is a run of {type(model).__name__}; predict RUN PATH takes a SpeechRecognizer "
-            "or a classifier of images: give predict --config instead"
+            f"{path} is a run of {type(model).__name__}: predict RUN PATH is for recognizers of "
+            "speech and classifiers of images"
         )
-    files = find_files(inputs, suffixes)
+    files = find_files(inputs, predictor.suffixes)
     checkpoint = find_weights(str(path))
     step = read_checkpoint(checkpoint)["global_step"]
     origin = {"checkpoint": str(checkpoint), "step": step, "channels": channels}
-    target = choose_output(output, format, formats, files, origin, each_channel=channels == "each")
+    each = channels == "each"
+    target = choose_output(output, format, predictor.formats, files, origin, each_channel=each)
     todo = [file for file in files if not target.has(file)]
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
     if len(todo) < len(files):
-        errors.print(f"{len(files) - len(todo)} of {len(files)} are in {output} already: kept")
+        messages.print(f"{len(files) - len(todo)} of {len(files)} are in {output} already: kept")
     failed = 0
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=errors,
+        console=messages,
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=not messages.is_terminal,
     ) as progress:
         for file, found in predictor.predict(todo, progress):
             if isinstance(found, UserError):
                 failed += 1
-                errors.print(f"skipped: {found}")
+                messages.print(f"skipped: {found}")
             else:
                 target.write(file, found)
     target.finish()

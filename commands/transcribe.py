@@ -13,7 +13,8 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from datamodules.audio_file import AudioFile, open_audio
+from datamodules.audio_file import MEDIA_SUFFIXES, SHORTEST, AudioFile, open_audio
+from datamodules.clips import AUDIO_SUFFIXES
 from datamodules.sampling import cut_by_length
 from datamodules.speech_activity import DETECTOR_RATE, Span, cut, find_speech
 from errors import UserError
@@ -32,6 +33,7 @@ class Recording:
     Attributes:
         path: file.
         seconds: length by the header.
+        position: seconds of the recordings before it.
         records: transcript of each channel, or the only one.
         waiting: number of pieces that are read but not transcribed.
         is_read: whether all pieces are read.
@@ -40,6 +42,7 @@ class Recording:
 
     path: Path
     seconds: float = 0.0
+    position: float = 0.0
     records: list[dict[str, Any]] = field(default_factory=list)
     waiting: int = 0
     is_read: bool = False
@@ -73,6 +76,9 @@ class Transcriber:
         each_channel: whether to transcribe every channel, instead of their mean.
     """
 
+    suffixes: Sequence[str] = (*AUDIO_SUFFIXES, *MEDIA_SUFFIXES)
+    formats: Sequence[str] = ("txt", "csv", "jsonl", "srt", "vtt")
+
     def __init__(self, model: SpeechRecognizer, *, each_channel: bool = False) -> None:
         self.model = model
         self.each_channel = each_channel
@@ -93,9 +99,12 @@ class Transcriber:
         bar = progress.add_task("", total=None)
         for window in self._windows(self._read(list(recordings), progress, bar)):
             self._transcribe(window)
+            if window:
+                last = window[-1]
+                progress.update(bar, completed=last.recording.position + last.span.end)
             while recordings and recordings[0].is_read and not recordings[0].waiting:
                 done = recordings.popleft()
-                progress.advance(bar, done.seconds)
+                progress.update(bar, completed=done.position + done.seconds)
                 for record in done.records:
                     record["text"] = " ".join(segment["text"] for segment in record["segments"])
                 yield done.path, done.error or done.records
@@ -105,13 +114,17 @@ class Transcriber:
     ) -> Iterator[Piece | None]:
         """Yield the pieces of all recordings, and None after each recording."""
         files: dict[Path, AudioFile] = {}
+        total = 0.0
         for recording in recordings:
+            recording.position = total
             try:
                 files[recording.path] = open_audio(recording.path)
-                recording.seconds = files[recording.path].seconds
             except UserError as error:
                 recording.error = error
-        progress.update(bar, total=sum(recording.seconds for recording in recordings))
+            else:
+                recording.seconds = files[recording.path].seconds
+                total += recording.seconds
+        progress.update(bar, total=total)
         for recording in recordings:
             try:
                 if recording.path in files:
@@ -136,6 +149,8 @@ class Transcriber:
                 spans = find_speech(file.read(DETECTOR_RATE, channel), longest)
             waveforms = cut(file.read(self.sample_rate, channel), spans, self.sample_rate)
             for span, waveform in zip(spans, waveforms, strict=True):
+                if len(waveform) < SHORTEST * self.sample_rate:
+                    raise UserError(f"{file.path} ends before {span.end:.2f} s: it is damaged")
                 recording.waiting += 1
                 yield Piece(recording, record, span, waveform)
 

@@ -16,6 +16,8 @@ from torchaudio.functional import resample
 from datamodules.clips import LARGEST_RESAMPLER, count_missing_bytes
 from errors import UserError
 
+MEDIA_SUFFIXES = (".m4a", ".aac", ".wma", ".mp4", ".mkv", ".mov", ".webm")
+"""Suffixes of files that only FFmpeg reads."""
 BLOCK_SECONDS = 10
 SHORTEST = 0.05
 """Minimum length of a recording in seconds; a spoken sound is longer."""

@@ -1,6 +1,7 @@
-"""Formats of transcripts and of other predictions: text, tables, JSON Lines, subtitles."""
+"""Formats of predictions: text, tables, JSON Lines, subtitles, a page of pictures."""
 
 import csv
+import html
 import io
 import json
 from collections.abc import Iterator
@@ -13,21 +14,41 @@ SUBTITLES = ("srt", "vtt")
 CUE_CHARACTERS = 84
 """Maximum number of characters of a subtitle: two lines of 42."""
 CUE_SECONDS = 7.0
+NO_CLASSES = ("file", "index", "prediction", "image", "saliency")
+"""Keys of an image's record that are not the names of classes."""
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Predictions</title>
+<style>
+  body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #222; }
+  figure { display: flex; flex-wrap: wrap; gap: 1rem; margin: 0 0 2rem; }
+  figcaption { width: 100%; overflow-wrap: anywhere; }
+  img { image-rendering: pixelated; max-width: 45%; }
+  td { padding: 0 .7rem 0 0; }
+  .chosen { font-weight: 600; }
+</style>
+<h1>Predictions</h1>
+<p>Left: the image as the classifier reads it. Right: how much each pixel contributed to the
+predicted class (magnitude of integrated gradients).</p>
+"""
 
 
 def header(format: str, records: list[Record]) -> str:
     """Return what a file starts with, given its first records."""
-    if format != "csv" or not records:
-        return ""
-    return csv_line(rows(records[0])[0])
+    if format == "html":
+        return PAGE
+    return csv_line(rows(records[0])[0]) if format == "csv" and records else ""
 
 
 def render(format: str, record: Record, *, named: bool) -> str:
     """Return a record's part of a file.
 
     Args:
-        format: txt, csv, jsonl, srt or vtt.
-        record: a transcript of `Transcriber`, or a flat dictionary.
+        format: txt, csv, jsonl, srt, vtt or html.
+        record: a transcript of `Transcriber`, or a flat dictionary of `ImagePredictor`.
         named: whether a text starts with the name of its file.
     """
     if format == "jsonl":
@@ -37,7 +58,7 @@ def render(format: str, record: Record, *, named: bool) -> str:
     if format == "txt":
         name = "\t".join(str(record[key]) for key in ("file", "channel") if key in record)
         return f"{name}\t{record['text']}\n" if named else f"{record['text']}\n"
-    return render_subtitles(format, record)
+    return render_figure(record) if format == "html" else render_subtitles(format, record)
 
 
 def rows(record: Record) -> list[list[Any]]:
@@ -55,6 +76,19 @@ def csv_line(row: list[Any]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(row)
     return line.getvalue()
+
+
+def render_figure(record: Record) -> str:
+    """Return an image, its saliency map and its probabilities as HTML."""
+    pictures = [record[name] for name in ("image", "saliency") if record[name] is not None]
+    names = [name for name in record if name not in NO_CLASSES]
+    lines = [f"<figure><figcaption>{html.escape(record['file'])}, image {record['index']}"]
+    lines += [f'<img alt="" src="data:image/png;base64,{picture}">' for picture in pictures]
+    lines.append("<table>")
+    for name in sorted(names, key=lambda name: -record[name]):
+        chosen = ' class="chosen"' if name == record["prediction"] else ""
+        lines.append(f"<tr{chosen}><td>{html.escape(name)}<td>{record[name]:.3f}")
+    return "\n".join([*lines, "</table></figure>"]) + "\n"
 
 
 def render_subtitles(format: str, record: Record) -> str:

@@ -1,0 +1,107 @@
+"""Image files of any size and mode, converted to what a classifier was trained on."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from datamodules.medmnist import read_array
+from errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npz")
+LEAST_SCALE = 4
+"""An image may be this many times smaller than the training images, but no smaller."""
+
+
+def read_images(path: Path, size: int, channels: int) -> tuple[NDArray[np.uint8], str]:
+    """Read the images of a file, one or several.
+
+    As MedMNIST did with OCTMNIST's scans (Yang et al. 2023), an image is cropped to the square at
+    its centre and resized by bicubic interpolation. Sixteen bits become eight.
+
+    Args:
+        path: PNG, JPEG, TIFF or BMP image; or an npz archive, whose array ``test_images`` or whose
+            only array is read.
+        size: pixels per side.
+        channels: 1 for grey, 3 for colour.
+
+    Returns:
+        Images (N, size, size) or (N, size, size, 3), and what was converted; "" if nothing was.
+
+    Raises:
+        UserError: if the file is missing, damaged, no image, or has images that are too small.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        if path.suffix.lower() == ".npz":
+            images = [Image.fromarray(pixels) for pixels in read_archive(path)]
+        else:
+            with Image.open(path) as file:
+                images = [frame.copy() for frame in ImageSequence.Iterator(file)]
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is not an image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    smallest = min(min(image.size) for image in images)
+    if smallest * LEAST_SCALE < size:
+        width, height = images[0].size
+        raise UserError(
+            f"{path} has {width}×{height} pixels: too few for a classifier of {size}×{size}"
+        )
+    mode = "L" if channels == 1 else "RGB"
+    found = [convert(image, size, mode) for image in images]
+    note = ", ".join(dict.fromkeys(note for _, note in found if note))
+    return np.stack([np.asarray(image) for image, _ in found]), note
+
+
+def read_archive(path: Path) -> NDArray[Any]:
+    """Read the images of an npz archive, (N, height, width) or (N, height, width, 3) as uint8.
+
+    Raises:
+        UserError: if it is damaged, or it is not clear which array holds them.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            chosen = "test_images" if "test_images" in names else names[0]
+            if chosen != "test_images" and len(names) > 1:
+                raise UserError(
+                    f"{path} has the arrays {', '.join(names)}: name one of them test_images"
+                )
+            images = read_array(archive, chosen)
+    except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged or no .npz file ({error})") from error
+    is_grey_or_colour = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+    if images.dtype != np.uint8 or not is_grey_or_colour or not images.size:
+        raise UserError(
+            f"{path}: {chosen} is {images.dtype} {images.shape}, not uint8 (N, height, width) or "
+            "(N, height, width, 3)"
+        )
+    return images
+
+
+def convert(image: Image.Image, size: int, mode: str) -> tuple[Image.Image, str]:
+    """Return an image as the classifier takes it, and what was converted."""
+    notes = []
+    if image.mode.startswith(("I", "F")):
+        pixels = np.asarray(image, dtype=np.float64)
+        top = 255 if image.mode == "F" and pixels.max(initial=0) <= 255 else 65_535
+        image = Image.fromarray((pixels / top * 255).round().clip(0, 255).astype(np.uint8))
+        notes.append("16 bits to 8")
+    if image.mode in ("P", "PA", "LA", "RGBA"):  # a palette's indices are no brightness
+        image = image.convert("RGB")
+    if image.mode != mode:
+        notes.append(f"{image.mode} to {mode}")
+        image = image.convert(mode)
+    if image.size != (size, size):
+        side = min(image.size)
+        left, top_edge = ((length - side) // 2 for length in image.size)
+        image = image.crop((left, top_edge, left + side, top_edge + side))
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+        notes.append(f"other sizes to {size}×{size}")
+    return image, ", ".join(notes)
