@@ -158,6 +158,16 @@ def add_output(command: argparse.ArgumentParser, name: str, purpose: str) -> Non
     )
 
 
+def is_stage(args: Sequence[str]) -> bool:
+    """Return whether LightningCLI parses a command line: a stage's, unless it asks for help.
+
+    ``predict RUN PATH…`` is the suite's own.
+    """
+    if not args or args[0] not in STAGES or {"-h", "--help"} & set(args):
+        return False
+    return args[0] != "predict" or len(args) == 1 or args[1].startswith("-")
+
+
 def parse_own(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse the suite's own commands, and requests for help.
 
@@ -211,10 +221,7 @@ def run_own(options: argparse.Namespace, others: list[str]) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; errors that the user can fix end in one line and exit status 1."""
     args = sys.argv[1:] if args is None else list(args)
-    is_stage = bool(args) and args[0] in STAGES and not {"-h", "--help"} & set(args)
-    if args[:1] == ["predict"] and len(args) > 1 and not args[1].startswith("-"):
-        is_stage = False  # predict RUN PATH…
-    own = None if is_stage else parse_own(args)
+    own = None if is_stage(args) else parse_own(args)
     try:
         if own is None:
             from commands.train import run
