@@ -26,6 +26,7 @@ examples:
   python cli.py predict runs/asr_transformer interview.mp3
   python cli.py compare runs/asr_transformer runs/asr_lstm
   python cli.py report runs/asr_transformer
+  python cli.py export runs/asr_transformer
   python cli.py inspect configs/asr_transformer.yaml
   python cli.py sweep --config configs/sweeps/octmnist_cnn_learning_rate.yaml
   python cli.py separable --dimension 2 --low 0 --high 0
@@ -95,6 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="clips to show with sound and alignment (default: %(default)s)",
     )
     report.add_argument("--output", metavar="FILE", help="page (default: RUN/report.html)")
+    export = commands.add_parser(
+        "export", help="write a folder that runs a trained model without PyTorch"
+    )
+    export.add_argument("run", metavar="RUN", help="run directory")
+    export.add_argument("--output", metavar="DIR", help="folder (default: RUN/exported)")
+    export.add_argument(
+        "--quantize", choices=("int8",), help="store weights in eight bits instead of 32"
+    )
     separable = commands.add_parser(
         "separable",
         help="can one perceptron compute f(x) = +1 iff A <= sum of x <= B? answer and proof",
@@ -138,7 +147,7 @@ def add_prediction(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output",
         metavar="PATH",
-        help="file, or folder for a file each; by default the terminal",
+        help="file, or folder that gets one file per input; by default the terminal",
     )
     command.add_argument(
         "--channels",
@@ -161,11 +170,12 @@ def add_output(command: argparse.ArgumentParser, name: str, purpose: str) -> Non
 def is_stage(args: Sequence[str]) -> bool:
     """Return whether LightningCLI parses a command line: a stage's, unless it asks for help.
 
-    ``predict RUN PATH…`` is the suite's own.
+    ``predict RUN PATH…`` is the suite's own; it takes neither a configuration nor classes.
     """
     if not args or args[0] not in STAGES or {"-h", "--help"} & set(args):
         return False
-    return args[0] != "predict" or len(args) == 1 or args[1].startswith("-")
+    given = ("--config", "--model", "--data", "--trainer", "--print_config", "--help-all")
+    return args[0] != "predict" or any(arg.startswith(given) for arg in args)
 
 
 def parse_own(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -181,7 +191,11 @@ def parse_own(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         options.paths += [path for path in others if not path.startswith("-")]
         others = [argument for argument in others if argument.startswith("-")]
         if not options.paths:
-            parser.error("predict RUN needs at least one PATH: a file or a folder")
+            parser.error(
+                "predict needs RUN and at least one PATH (a file or a folder), or --config"
+            )
+        if options.experiment:
+            parser.error("predict RUN has no --experiment: RUN is the run's directory")
     if others and options.command not in ("inspect", "sweep"):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     return options, others
@@ -190,10 +204,17 @@ def parse_own(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def run_own(options: argparse.Namespace, others: list[str]) -> None:
     """Run one of the suite's own commands."""
     if options.command == "predict":
-        from commands.predict import predict
+        from commands.predict import find_checkpoint, predict
 
-        paths = [Path(path) for path in options.paths]
-        predict(Path(options.run), paths, options.format, options.output, options.channels)
+        run = Path(options.run)
+        predict(
+            run,
+            [Path(path) for path in options.paths],
+            format=options.format,
+            output=options.output,
+            channels=options.channels,
+            checkpoint=find_checkpoint(run, options.ckpt_path),
+        )
     elif options.command == "compare":
         from commands.compare import compare
 
@@ -208,6 +229,11 @@ def run_own(options: argparse.Namespace, others: list[str]) -> None:
 
         output = Path(options.output) if options.output else None
         report([Path(path) for path in options.runs], options.worst, output)
+    elif options.command == "export":
+        from commands.export import export
+
+        folder = Path(options.output) if options.output else None
+        export(Path(options.run), folder, quantize=options.quantize is not None)
     elif options.command == "separable":
         from commands.separable import separable
 
@@ -231,6 +257,9 @@ def main(args: Sequence[str] | None = None) -> None:
             run_own(*own)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the program that reads the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except UserError as error:
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise

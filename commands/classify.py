@@ -1,4 +1,4 @@
-"""Class probabilities of image files, and what the classifier looked at."""
+"""Class probabilities and saliency maps of image files."""
 
 import base64
 import io
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from commands.outputs import as_user_error
 from datamodules.image_file import IMAGE_SUFFIXES, read_images
 from datamodules.medmnist import ImageBatch, MedMNISTDataModule
 from errors import UserError
@@ -33,23 +34,20 @@ class ImagePredictor:
     Args:
         model: trained classifier.
         data: its data module, which knows how images are prepared.
-        pictures: whether a record holds pictures of the image and of its saliency.
-        messages: where to say what was converted.
+        messages: console for notes on conversions.
 
-    Raises:
-        UserError: if pictures need captum and it is not installed.
+    Attributes:
+        pictures: whether a record holds pictures of the image and of its saliency.
     """
 
     suffixes: Sequence[str] = IMAGE_SUFFIXES
     formats: Sequence[str] = ("csv", "jsonl", "html")
 
-    def __init__(
-        self, model: Classifier, data: MedMNISTDataModule, messages: Console, *, pictures: bool
-    ) -> None:
+    def __init__(self, model: Classifier, data: MedMNISTDataModule, messages: Console) -> None:
         self.model = model
         self.data = data
         self.messages = messages
-        self.pictures = pictures
+        self.pictures = False
         self._said: set[str] = set()
 
     def predict(
@@ -64,8 +62,8 @@ class ImagePredictor:
         for path in progress.track(files, description="classifying"):
             try:
                 pixels, note = read_images(path, self.data.size, self.data.channels)
-            except UserError as error:
-                yield path, error
+            except (UserError, OSError) as error:
+                yield path, as_user_error(error, path)
                 continue
             if note and note not in self._said:
                 self._said.add(note)
@@ -102,7 +100,7 @@ class ImagePredictor:
         """Return a heat map of each image, or None if the classifier has no gradients.
 
         It shows the magnitude of the integrated gradients of the class's logit (Sundararajan et al.
-        2017) from a black image, smoothed by no more than the enlargement of the picture.
+        2017) from a black image.
         """
         if not isinstance(self.model, ImageClassifier):
             return [None] * len(images)

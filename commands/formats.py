@@ -4,6 +4,8 @@ import csv
 import html
 import io
 import json
+import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +13,8 @@ from errors import UserError
 
 Record = dict[str, Any]
 SUBTITLES = ("srt", "vtt")
-CUE_CHARACTERS = 84
-"""Maximum number of characters of a subtitle: two lines of 42."""
+LINE_CHARACTERS = 42
+"""Maximum number of characters of a subtitle's line; a subtitle has at most two lines."""
 CUE_SECONDS = 7.0
 NO_CLASSES = ("file", "index", "prediction", "image", "saliency")
 """Keys of an image's record that are not the names of classes."""
@@ -83,7 +85,11 @@ def render_figure(record: Record) -> str:
     pictures = [record[name] for name in ("image", "saliency") if record[name] is not None]
     names = [name for name in record if name not in NO_CLASSES]
     lines = [f"<figure><figcaption>{html.escape(record['file'])}, image {record['index']}"]
-    lines += [f'<img alt="" src="data:image/png;base64,{picture}">' for picture in pictures]
+    lines[0] += "</figcaption>"
+    lines += [
+        f'<img alt="{alt}" src="data:image/png;base64,{picture}">'
+        for alt, picture in zip(("image", "saliency"), pictures, strict=False)
+    ]
     lines.append("<table>")
     for name in sorted(names, key=lambda name: -record[name]):
         chosen = ' class="chosen"' if name == record["prediction"] else ""
@@ -104,7 +110,8 @@ def render_subtitles(format: str, record: Record) -> str:
     subtitles = pysubs2.SSAFile()
     for start, end, text in cues(record):
         first, last = (pysubs2.make_time(s=seconds) for seconds in (start, end))
-        subtitles.append(pysubs2.SSAEvent(start=first, end=last, text=text))
+        lines = "\\N".join(textwrap.wrap(text, LINE_CHARACTERS))
+        subtitles.append(pysubs2.SSAEvent(start=first, end=last, text=lines))
     document: str = subtitles.to_string(format)
     return document if document.endswith("\n") else f"{document}\n"
 
@@ -112,19 +119,32 @@ def render_subtitles(format: str, record: Record) -> str:
 def cues(record: Record) -> Iterator[tuple[float, float, str]]:
     """Yield start, end and text of each subtitle; long segments are divided between words."""
     for segment in record["segments"]:
-        timed = [w for w in segment.get("words", ()) if w["start"] is not None]
-        if len(timed) < len(segment["text"].split()):  # without times, the segment is one subtitle
-            yield segment["start"], segment["end"], segment["text"]
-            continue
+        words = segment.get("words")
+        if words is None or any(word["start"] is None for word in words):
+            words = spread(segment)
         group: list[Record] = []
-        for word in timed:
-            length = sum(len(w["word"]) + 1 for w in group) + len(word["word"])
-            if group and (length > CUE_CHARACTERS or word["end"] - group[0]["start"] > CUE_SECONDS):
+        for word in words:
+            text = " ".join(w["word"] for w in [*group, word])
+            is_long = len(textwrap.wrap(text, LINE_CHARACTERS)) > 2
+            if group and (is_long or word["end"] - group[0]["start"] > CUE_SECONDS):
                 yield describe(group)
                 group = []
             group.append(word)
         if group:
             yield describe(group)
+
+
+def spread(segment: Record) -> list[Record]:
+    """Return the words of a segment with times in proportion to their position in its text."""
+    rate = (segment["end"] - segment["start"]) / len(segment["text"])
+    return [
+        {
+            "word": match.group(),
+            "start": segment["start"] + rate * match.start(),
+            "end": segment["start"] + rate * match.end(),
+        }
+        for match in re.finditer(r"\S+", segment["text"])
+    ]
 
 
 def describe(words: list[Record]) -> tuple[float, float, str]:

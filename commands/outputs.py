@@ -1,11 +1,12 @@
-"""Where predictions go: the terminal, one file, or a folder with a file for each input."""
+"""Destinations of predictions: the terminal, one file, or a folder with a file for each input."""
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from commands.formats import SUBTITLES, Record, header, render
 from errors import UserError
@@ -15,7 +16,7 @@ class Output(Protocol):
     """Receives the records of each file."""
 
     def has(self, file: Path) -> bool:
-        """Return whether the records of a file are written already."""
+        """Return whether an earlier command wrote the records of a file."""
 
     def write(self, file: Path, records: list[Record]) -> None:
         """Write the records of a file."""
@@ -39,7 +40,8 @@ class Terminal:
         start = "" if self._has_header else header(self.format, records)
         self._has_header = True
         parts = (render(self.format, record, named=self.named) for record in records)
-        print(start + "".join(parts), end="", flush=True)  # no layout, for pipes
+        sys.stdout.write(printable(start + "".join(parts)))  # no layout, for pipes
+        sys.stdout.flush()
 
     def finish(self) -> None:
         pass
@@ -54,14 +56,14 @@ class OneFile:
     Args:
         path: file to write.
         files: input files, in order.
-        origin: what the records depend on, to refuse to continue another command's.
+        settings: settings that determine the records; a partial file with others is refused.
 
     Raises:
         UserError: if the file exists, or another command left its partial file.
     """
 
     def __init__(
-        self, path: Path, format: str, files: Sequence[Path], origin: Record, *, named: bool
+        self, path: Path, format: str, files: Sequence[Path], settings: Record, *, named: bool
     ) -> None:
         if path.exists():
             raise UserError(f"{path} already exists: delete it, or give another --output")
@@ -70,44 +72,62 @@ class OneFile:
         self.files = files
         self.named = named
         self.partial = path.with_name(f"{path.name}.partial")
-        self.records: dict[str, list[Record]] = {}
+        self.positions: dict[str, int] = {}  # of the lines of the partial file, by input
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.partial.exists():
-            self._continue(origin)
+        if self.partial.exists() and self.partial.stat().st_size:
+            self._continue(settings)
         else:
-            self._append(origin)
+            self._append(settings)
 
-    def _continue(self, origin: Record) -> None:
-        text = self.partial.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]  # the last line may be half written
-        try:
-            first, *lines = (json.loads(line) for line in whole.splitlines())
-            self.records = {line["file"]: line["records"] for line in lines}
-        except (ValueError, KeyError, TypeError):
-            first = None
-        if first != origin:
+    def _continue(self, settings: Record) -> None:
+        end = 0
+        with self.partial.open("rb") as file:
+            try:
+                found = json.loads(file.readline())
+                end = file.tell()
+                for line in iter(file.readline, b""):
+                    if not line.endswith(b"\n"):  # half written
+                        break
+                    self.positions[json.loads(line)["input"]] = end
+                    end = file.tell()
+            except (ValueError, KeyError, TypeError):
+                found = None
+        if found != settings:
             raise UserError(
                 f"{self.partial} was started by another command: delete it, or give another "
                 "--output"
             )
-        os.truncate(self.partial, len(whole))
+        os.truncate(self.partial, end)
 
-    def _append(self, line: Record) -> None:
-        with self.partial.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def _append(self, line: Record) -> int:
+        with self.partial.open("ab") as file:
+            position = file.tell()
+            file.write(f"{json.dumps(line)}\n".encode())
+        return position
 
     def has(self, file: Path) -> bool:
-        return str(file) in self.records
+        return identify(file) in self.positions
 
     def write(self, file: Path, records: list[Record]) -> None:
-        self.records[str(file)] = records
-        self._append({"file": str(file), "records": records})
+        name = identify(file)
+        self.positions[name] = self._append({"input": name, "records": records})
 
     def finish(self) -> None:
-        found = [r for file in self.files for r in self.records.get(str(file), [])]
-        parts = (render(self.format, record, named=self.named) for record in found)
-        write_whole(self.path, header(self.format, found) + "".join(parts))
+        if self.positions:
+            write_whole(self.path, self._contents())
         self.partial.unlink()
+
+    def _contents(self) -> Iterator[str]:
+        is_first = True
+        with self.partial.open("rb") as file:
+            for name in map(identify, self.files):
+                if name in self.positions:
+                    file.seek(self.positions[name])
+                    records = json.loads(file.readline())["records"]
+                    if is_first:
+                        yield header(self.format, records)
+                        is_first = False
+                    yield from (render(self.format, r, named=self.named) for r in records)
 
 
 class Folder:
@@ -135,55 +155,89 @@ class Folder:
         return self.targets[file].exists()
 
     def write(self, file: Path, records: list[Record]) -> None:
-        parts = (render(self.format, record, named=len(records) > 1) for record in records)
-        write_whole(self.targets[file], header(self.format, records) + "".join(parts))
+        parts = [render(self.format, record, named=len(records) > 1) for record in records]
+        write_whole(self.targets[file], [header(self.format, records), *parts])
 
     def finish(self) -> None:
         pass
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, parts: Iterator[str] | list[str]) -> None:
     """Write a file that appears only when it is complete."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(map(printable, parts))
     temporary.replace(path)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with ``\udc…`` for the bytes of file names that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def identify(file: Path) -> str:
+    """Return what changes if another file, or another version of it, has the same name."""
+    try:
+        status = file.stat()
+    except OSError:
+        return str(file.absolute())
+    return f"{file.absolute()} {status.st_size} {status.st_mtime_ns}"
+
+
+def as_user_error(error: UserError | OSError, path: Path) -> UserError:
+    """Return the reason why a file cannot be read as a `UserError`."""
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"{path} cannot be read ({error.strerror or error})")
+
+
+def is_folder(output: str) -> bool:
+    """Return whether an output is a folder: one that exists, or a name without a suffix."""
+    path = Path(output)
+    return path.is_dir() or output.endswith(("/", os.sep)) or not (path.suffix or path.exists())
+
+
+def choose_format(output: str | None, format: str | None, formats: Sequence[str]) -> str:
+    """Return the format: the given one, or the output's suffix, or else the task's first.
+
+    Raises:
+        UserError: if the task has no such format.
+    """
+    if format is None:
+        suffix = "" if output is None or is_folder(output) else Path(output).suffix
+        format = suffix.removeprefix(".").lower() or formats[0]
+    if format not in formats:
+        raise UserError(f"{format} is not one of this task's formats: {', '.join(formats)}")
+    return format
 
 
 def choose_output(
     output: str | None,
-    format: str | None,
-    formats: Sequence[str],
+    format: str,
     files: Sequence[Path],
-    origin: Record,
+    settings: dict[str, Any],
     *,
     each_channel: bool,
 ) -> Output:
-    """Return where predictions go.
+    """Return the destination of predictions.
 
     Args:
-        output: file or folder; None prints. A name without a suffix is a folder.
-        format: format; by default the output's suffix, or else the first of ``formats``.
-        formats: formats of the task.
+        output: file or folder; None prints.
+        format: format.
         files: input files.
-        origin: what the records depend on.
+        settings: settings that determine the records.
         each_channel: whether an input may have several records.
 
     Raises:
-        UserError: if the format is not one of the task's or does not fit the output.
+        UserError: if the format does not fit the output, or the output exists.
     """
-    path = None if output is None else Path(output)
-    is_folder = path is not None and (path.is_dir() or not path.suffix)
-    suffix = "" if path is None or is_folder else path.suffix.removeprefix(".")
-    format = format or suffix or formats[0]
-    if format not in formats:
-        raise UserError(f"{format} is not one of this task's formats: {', '.join(formats)}")
     if format in SUBTITLES and each_channel:
         raise UserError(f"a {format} file holds one transcript: give --channels mix")
-    if path is not None and is_folder:
-        return Folder(path, format, files)
+    if output is not None and is_folder(output):
+        return Folder(Path(output), format, files)
     if format in SUBTITLES and len(files) > 1:
         raise UserError(f"a {format} file holds one transcript: give --output a folder")
     named = len(files) > 1 or each_channel
-    if path is None:
+    if output is None:
         return Terminal(format, named=named)
-    return OneFile(path, format, files, origin, named=named)
+    return OneFile(Path(output), format, files, settings, named=named)

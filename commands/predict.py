@@ -1,7 +1,9 @@
 """``predict RUN PATH…``: use a trained run on files of any kind."""
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from commands.classify import ImagePredictor
-from commands.outputs import choose_output
+from commands.outputs import as_user_error, choose_format, choose_output
 from commands.train import load
 from commands.transcribe import Transcriber
 from datamodules.medmnist import MedMNISTDataModule
@@ -21,7 +23,7 @@ from lightning_modules.classifier import Classifier
 
 
 class Predictor(Protocol):
-    """What a task does with files.
+    """Interface of a task's predictor.
 
     Attributes:
         suffixes: suffixes of the files that count when a folder is searched.
@@ -38,9 +40,15 @@ class Predictor(Protocol):
 
 
 def predict(
-    path: Path, inputs: Sequence[Path], format: str | None, output: str | None, channels: str
+    path: Path,
+    inputs: Sequence[Path],
+    *,
+    format: str | None,
+    output: str | None,
+    channels: str,
+    checkpoint: Path | None,
 ) -> None:
-    """Predict files with a run's best checkpoint.
+    """Predict files with a trained run.
 
     Args:
         path: run directory.
@@ -48,56 +56,90 @@ def predict(
         format: a format of `commands.formats`; by default that of the output's suffix.
         output: file or folder to write; None prints.
         channels: ``mix`` averages the channels of a recording, ``each`` transcribes all.
+        checkpoint: checkpoint to load; by default ``best.ckpt``.
 
     Raises:
-        UserError: if the run cannot be used, there are no files, or the output exists.
-        SystemExit: with status 1 if some files could not be predicted.
+        UserError: if the run cannot be used, there are no files, the output exists or cannot be
+            written, or some files could not be predicted.
     """
-    run = RunDirectory(path)
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the terminal shows predictions only
-    model, data = load(run)
+    with only_warnings():
+        model, data = load(RunDirectory(path), checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    messages = Console(stderr=True, soft_wrap=True, highlight=False)
+    messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    each = channels == "each"
     predictor: Predictor
     if isinstance(model, SpeechRecognizer):
-        predictor = Transcriber(model, each_channel=channels == "each")
+        predictor = Transcriber(model, each_channel=each)
     elif isinstance(model, Classifier) and isinstance(data, MedMNISTDataModule):
-        is_page = "html" in (format, Path(output or "").suffix.removeprefix("."))
-        predictor = ImagePredictor(model, data, messages, pictures=is_page)
+        if each:
+            raise UserError("--channels each is for recordings")
+        predictor = ImagePredictor(model, data, messages)
     else:
         raise UserError(
             f"{path} is a run of {type(model).__name__}: predict RUN PATH is for recognizers of "
             "speech and classifiers of images"
         )
     files = find_files(inputs, predictor.suffixes)
-    checkpoint = find_weights(str(path))
+    format = choose_format(output, format, predictor.formats)
+    if isinstance(predictor, ImagePredictor):
+        predictor.pictures = format == "html"
+    checkpoint = (checkpoint or find_weights(str(path))).absolute()
     step = read_checkpoint(checkpoint)["global_step"]
-    origin = {"checkpoint": str(checkpoint), "step": step, "channels": channels}
-    each = channels == "each"
-    target = choose_output(output, format, predictor.formats, files, origin, each_channel=each)
-    todo = [file for file in files if not target.has(file)]
-    if len(todo) < len(files):
-        messages.print(f"{len(files) - len(todo)} of {len(files)} are in {output} already: kept")
+    settings = {"checkpoint": str(checkpoint), "step": step, "channels": channels, "format": format}
     failed = 0
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=messages,
-        transient=True,
-        disable=not messages.is_terminal,
-    ) as progress:
-        for file, found in predictor.predict(todo, progress):
-            if isinstance(found, UserError):
-                failed += 1
-                messages.print(f"skipped: {found}")
-            else:
-                target.write(file, found)
-    target.finish()
+    try:
+        target = choose_output(output, format, files, settings, each_channel=each)
+        todo = [file for file in files if not target.has(file)]
+        if len(todo) < len(files):
+            messages.print(f"{len(files) - len(todo)} of {len(files)} are done already: skipped")
+        with Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=messages,
+            transient=True,
+            disable=not messages.is_terminal,
+            redirect_stdout=sys.stdout.isatty(),  # what goes to a file or a pipe stays there
+        ) as progress:
+            for file, found in predictor.predict(todo, progress):
+                if isinstance(found, UserError):
+                    failed += 1
+                    messages.print(f"skipped: {found}")
+                else:
+                    target.write(file, found)
+        target.finish()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of the output: the predictors report their files
+        raise UserError(f"{output} cannot be written ({error.strerror or error})") from error
     if failed:
         raise UserError(f"{failed} of {len(files)} files could not be predicted")
+
+
+def find_checkpoint(run: Path, name: str | None) -> Path | None:
+    """Return the checkpoint that ``--ckpt_path`` names; None for the best one.
+
+    Raises:
+        UserError: if it does not exist, or is ``none``: an untrained model predicts nothing.
+    """
+    if name == "none":
+        raise UserError("--ckpt_path none: predict RUN needs a trained model")
+    return None if name is None else RunDirectory(run).checkpoint(name)
+
+
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """Keep the information that Lightning logs from the terminal."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def find_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
@@ -106,13 +148,18 @@ def find_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
     Raises:
         UserError: if a path does not exist, or a folder holds no such file.
     """
-    files: list[Path] = []
+    files: dict[Path, Path] = {}
     for path in inputs:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
-            if not inside:
-                raise UserError(f"the folder {path} holds no file of {', '.join(suffixes)}")
-            files += inside
-        else:
-            files.append(path)
-    return list(dict.fromkeys(files))
+        try:
+            if not path.exists():
+                raise UserError(f"{path} does not exist")
+            found = [path]
+            if path.is_dir():
+                inside = (p for p in sorted(path.rglob("*")) if not p.name.startswith("."))
+                found = [p for p in inside if p.suffix.lower() in suffixes and p.is_file()]
+        except OSError as error:
+            raise as_user_error(error, path) from error
+        if not found:
+            raise UserError(f"the folder {path} holds no file of {', '.join(suffixes)}")
+        files |= {file.absolute(): file for file in found if file.absolute() not in files}
+    return list(files.values())

@@ -31,9 +31,6 @@ def run(args: list[str]) -> None:
     quieten()
     atexit.register(leave_process_group)
     atexit.register(end_workers)
-    # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
-    # and they fragment the heap (+1.4 GB in 48 steps). oneDNN reads the variable at its first use.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
         start(args)
     except RuntimeError as error:
@@ -124,6 +121,9 @@ def load(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, Any]:
 
 def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
     """Run a stage; errors are raised as LightningCLI raises them."""
+    # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
+    # and they fragment the heap (+1.4 GB in 48 steps). oneDNN reads the variable at its first use.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     stage = args[0]
     arguments = {stage: SuiteCLI.subcommands()[stage]}
 

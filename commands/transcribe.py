@@ -2,17 +2,19 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from commands.outputs import as_user_error
 from datamodules.audio_file import MEDIA_SUFFIXES, SHORTEST, AudioFile, open_audio
 from datamodules.clips import AUDIO_SUFFIXES
 from datamodules.sampling import cut_by_length
@@ -33,16 +35,14 @@ class Recording:
     Attributes:
         path: file.
         seconds: length by the header.
-        position: seconds of the recordings before it.
         records: transcript of each channel, or the only one.
         waiting: number of pieces that are read but not transcribed.
         is_read: whether all pieces are read.
-        error: why it cannot be transcribed.
+        error: reason for a failure.
     """
 
     path: Path
     seconds: float = 0.0
-    position: float = 0.0
     records: list[dict[str, Any]] = field(default_factory=list)
     waiting: int = 0
     is_read: bool = False
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
     Attributes:
         recording: recording that it is part of.
         record: transcript that it belongs to.
-        span: where it is.
+        span: its position.
         waveform: (samples,) at the recognizer's rate.
     """
 
@@ -68,8 +68,8 @@ class Piece(NamedTuple):
 class Transcriber:
     """Transcribe recordings of any length in constant memory.
 
-    A recording that is longer than the recognizer's longest training clip is cut at its silences.
-    Pieces of several recordings share batches.
+    A recording without speech has no text. One that is longer than the recognizer's longest
+    training clip is cut at its silences. Pieces of several recordings share batches.
 
     Args:
         model: trained recognizer.
@@ -99,63 +99,76 @@ class Transcriber:
         bar = progress.add_task("", total=None)
         for window in self._windows(self._read(list(recordings), progress, bar)):
             self._transcribe(window)
-            if window:
-                last = window[-1]
-                progress.update(bar, completed=last.recording.position + last.span.end)
             while recordings and recordings[0].is_read and not recordings[0].waiting:
                 done = recordings.popleft()
-                progress.update(bar, completed=done.position + done.seconds)
                 for record in done.records:
                     record["text"] = " ".join(segment["text"] for segment in record["segments"])
                 yield done.path, done.error or done.records
+                done.records = []  # lets go of them
 
     def _read(
-        self, recordings: list[Recording], progress: Progress, bar: Any
+        self, recordings: list[Recording], progress: Progress, bar: TaskID
     ) -> Iterator[Piece | None]:
         """Yield the pieces of all recordings, and None after each recording."""
         files: dict[Path, AudioFile] = {}
-        total = 0.0
         for recording in recordings:
-            recording.position = total
             try:
                 files[recording.path] = open_audio(recording.path)
-            except UserError as error:
-                recording.error = error
-            else:
                 recording.seconds = files[recording.path].seconds
-                total += recording.seconds
-        progress.update(bar, total=total)
+            except (UserError, OSError) as error:
+                recording.error = as_user_error(error, recording.path)
+        progress.update(bar, total=sum(recording.seconds for recording in recordings))
+        before = 0.0
         for recording in recordings:
+            progress.update(bar, description=recording.path.name)
+            show = partial(show_progress, progress, bar, before, recording.seconds)
             try:
                 if recording.path in files:
-                    progress.update(bar, description=recording.path.name)
-                    yield from self._cut(recording, files[recording.path])
-            except UserError as error:
-                recording.error = error
+                    for piece in self._cut(recording, files[recording.path], show):
+                        recording.waiting += 1
+                        yield piece
+            except (UserError, OSError) as error:
+                recording.error = as_user_error(error, recording.path)
+            before += recording.seconds
             recording.is_read = True
             yield None
 
-    def _cut(self, recording: Recording, file: AudioFile) -> Iterator[Piece]:
-        for channel in range(file.channels) if self.each_channel else (None,):
+    def _cut(
+        self, recording: Recording, file: AudioFile, show: Callable[[float], None]
+    ) -> Iterator[Piece]:
+        """Yield the pieces of a recording, and show the fraction that is read."""
+        channels = range(file.channels) if self.each_channel else (None,)
+        passes = 2 * len(channels)  # to find the speech, and to read it
+        for i, channel in enumerate(channels):
+            blocks = self._listen(file, channel, lambda done, i=i: show((2 * i + done) / passes))
+            spans, seconds = find_speech(blocks, self.model.longest_clip)
+            if seconds < SHORTEST:
+                raise UserError(f"{file.path} lasts {seconds:.3f} s; the minimum is {SHORTEST} s")
+            if spans and seconds <= self.model.longest_clip:
+                spans = [Span(0.0, seconds)]
             record: dict[str, Any] = {"file": str(file.path)}
             if channel is not None:
                 record["channel"] = channel
-            record |= {"seconds": round(file.seconds, 3), "text": "", "segments": []}
+            record |= {"seconds": round(seconds, 3), "text": "", "segments": []}
             recording.records.append(record)
-            longest = self.model.longest_clip
-            if 0 < file.seconds <= longest:
-                spans = [Span(0.0, file.seconds)]
-            else:
-                spans = find_speech(file.read(DETECTOR_RATE, channel), longest)
             waveforms = cut(file.read(self.sample_rate, channel), spans, self.sample_rate)
             for span, waveform in zip(spans, waveforms, strict=True):
-                if len(waveform) < SHORTEST * self.sample_rate:
-                    raise UserError(f"{file.path} ends before {span.end:.2f} s: it is damaged")
-                recording.waiting += 1
+                show((2 * i + 1 + span.end / seconds) / passes)
                 yield Piece(recording, record, span, waveform)
 
+    def _listen(
+        self, file: AudioFile, channel: int | None, show: Callable[[float], None]
+    ) -> Iterator[Tensor]:
+        """Yield the blocks of a recording for the detector, and show the fraction that is read."""
+        samples = 0
+        for block in file.read(DETECTOR_RATE, channel):
+            samples += len(block)
+            if file.seconds:
+                show(min(samples / DETECTOR_RATE / file.seconds, 1.0))
+            yield block
+
     def _windows(self, pieces: Iterable[Piece | None]) -> Iterator[list[Piece]]:
-        """Group pieces into windows; an empty one tells that a recording ended after a window."""
+        """Group pieces into windows; an empty window signals that a recording has ended."""
         window: list[Piece] = []
         samples = 0
         for piece in pieces:
@@ -172,10 +185,9 @@ class Transcriber:
         order = sorted(window, key=lambda piece: -len(piece.waveform))
         lengths = np.array([len(piece.waveform) for piece in order])
         limit = BATCH_SECONDS * self.sample_rate
-        sizes = iter(cut_by_length(lengths, len(order), limit, 1) if order else [])
         segments: dict[int, dict[str, Any]] = {}
         first = 0
-        for size in sizes:
+        for size in cut_by_length(lengths, len(order), limit, 1) if order else ():
             batch = order[first : first + size]
             first += size
             for piece, segment in zip(batch, self._recognize(batch), strict=True):
@@ -186,7 +198,7 @@ class Transcriber:
                 piece.record["segments"].append(segments[id(piece)])
 
     def _recognize(self, batch: list[Piece]) -> Iterator[dict[str, Any]]:
-        device = next(self.model.parameters()).device
+        device = self.model.device
         waveforms = pad_sequence([piece.waveform for piece in batch], batch_first=True).to(device)
         lengths = torch.tensor([len(piece.waveform) for piece in batch], device=device)
         encoded = self.model.network.encode(waveforms, lengths)
@@ -202,6 +214,13 @@ class Transcriber:
             if words is not None:
                 segment["words"] = [shift(word, piece.span.start).describe() for word in words[i]]
             yield segment
+
+
+def show_progress(
+    progress: Progress, bar: TaskID, before: float, seconds: float, fraction: float
+) -> None:
+    """Show that a fraction of a recording is done, after ``before`` seconds of others."""
+    progress.update(bar, completed=before + fraction * seconds)
 
 
 def shift(word: Word, seconds: float) -> Word:

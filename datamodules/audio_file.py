@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -13,15 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
-from datamodules.clips import LARGEST_RESAMPLER, count_missing_bytes
+from datamodules.clips import LARGEST_RESAMPLER, count_missing_bytes, read_parts
 from errors import UserError
 
-MEDIA_SUFFIXES = (".m4a", ".aac", ".wma", ".mp4", ".mkv", ".mov", ".webm")
-"""Suffixes of files that only FFmpeg reads."""
+MEDIA_SUFFIXES = (
+    *(".aif", ".aiff", ".oga", ".m4a", ".m4b", ".aac", ".wma", ".amr", ".mka"),
+    *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".3gp"),
+)
+"""Further suffixes of recordings; most need FFmpeg."""
 BLOCK_SECONDS = 10
 SHORTEST = 0.05
 """Minimum length of a recording in seconds; a spoken sound is longer."""
-MOST_CHANNELS = 64
+MAX_CHANNELS = 64
+MIN_GAP, MAX_GAP = 0.05, 3600.0
+"""Limits in seconds of the silence that is inserted where time stamps jump."""
+MAX_MISSING = 0.1
+"""Number of seconds by which a file may be shorter than its header says."""
+UNKNOWN_LENGTH = 2**40
+"""Number of samples from which a header's length is a placeholder."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class AudioFile:
         path: the file.
         rate: sample rate in Hz.
         channels: number of channels.
-        seconds: length by the header; 0 if the header does not say.
+        seconds: approximate length by the header; 0 if it is unknown.
     """
 
     path: Path
@@ -44,13 +54,21 @@ class AudioFile:
         """Yield the samples, (samples, channels) in [-1, 1], in pieces of any length.
 
         Raises:
-            UserError: if the file is damaged.
+            UserError: if the file is damaged or cut off.
         """
         try:
             with soundfile.SoundFile(str(self.path)) as file:
-                yield from file.blocks(blocksize=1 << 16, dtype="float32", always_2d=True)
+                count = 0
+                for part in read_parts(file):
+                    count += len(part)
+                    yield part
         except soundfile.SoundFileError as error:
             raise UserError(f"{self.path} is damaged ({error})") from error
+        if count < (self.seconds - MAX_MISSING) * self.rate:
+            raise UserError(
+                f"{self.path} is cut off: it ends after {count / self.rate:.1f} of "
+                f"{self.seconds:.1f} s"
+            )
 
     def read(self, sample_rate: int, channel: int | None = None) -> Iterator[Tensor]:
         """Yield the waveform in blocks (samples,), of about ten seconds each.
@@ -60,7 +78,8 @@ class AudioFile:
             channel: number of the channel, from 0; None averages the channels.
 
         Raises:
-            UserError: if the file is damaged, or its rate cannot be resampled.
+            UserError: if the file is damaged or has samples that are not finite, or if its rate
+                cannot be resampled.
         """
         common = math.gcd(self.rate, sample_rate)
         if self.rate // common * (sample_rate // common) > LARGEST_RESAMPLER:
@@ -68,9 +87,15 @@ class AudioFile:
                 f"{self.path} has {self.rate} Hz; resampling that to {sample_rate} Hz takes "
                 "gigabytes: convert it to a common rate"
             )
-        mono = (x[:, channel] if channel is not None else x.mean(1) for x in self.samples())
-        blocks = regroup(map(torch.from_numpy, mono), BLOCK_SECONDS * self.rate)
+        blocks = regroup(self._channel(channel), BLOCK_SECONDS * self.rate)
         return resample_blocks(blocks, self.rate, sample_rate)
+
+    def _channel(self, channel: int | None) -> Iterator[Tensor]:
+        for part in self.samples():
+            mono = part[:, channel] if channel is not None else part.mean(1)
+            if not np.isfinite(mono).all():
+                raise UserError(f"{self.path} has samples that are not finite: it is damaged")
+            yield torch.from_numpy(mono)
 
 
 class MediaFile(AudioFile):
@@ -79,13 +104,23 @@ class MediaFile(AudioFile):
     def samples(self) -> Iterator[NDArray[np.float32]]:
         import av
 
+        count = 0
         try:
-            with av.open(str(self.path)) as container:
+            with open_container(self.path) as container:
                 as_float = av.AudioResampler(format="flt")
+                origin = (container.start_time or 0) / 1_000_000  # FFmpeg counts microseconds
                 for frame in chain(container.decode(audio=0), (None,)):  # None flushes
+                    if frame is not None and frame.time is not None:
+                        gap = frame.time - origin - count / self.rate
+                        if MIN_GAP < gap < MAX_GAP:
+                            silence = np.zeros((int(gap * self.rate), self.channels), np.float32)
+                            count += len(silence)
+                            yield silence
                     for part in as_float.resample(frame):
                         packed = part.to_ndarray().astype(np.float32, copy=False)
-                        yield packed.reshape(-1, self.channels)
+                        packed = packed.reshape(-1, self.channels)
+                        count += len(packed)
+                        yield packed
         except (av.FFmpegError, ValueError) as error:
             raise UserError(f"{self.path} is damaged ({error})") from error
 
@@ -94,28 +129,27 @@ def open_audio(path: Path) -> AudioFile:
     """Read the header of an audio file.
 
     Raises:
-        UserError: if the file is missing, cut off, too short or not audio, or has too many
-            channels.
+        UserError: if the file is missing, cut off, empty or not audio, or has too many channels.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     file: AudioFile
     try:
         header = soundfile.info(str(path))
-    except soundfile.SoundFileError:
+    except (soundfile.SoundFileError, TypeError, ValueError):  # types: of a suffix such as .raw
         file = open_media(path)
     else:
         missing = count_missing_bytes(path)
         if missing:
-            raise UserError(f"{path} is cut off: its header promises {missing:,} bytes more")
-        seconds = header.frames / header.samplerate
-        if seconds < SHORTEST:
             raise UserError(
-                f"{path} has {header.frames} samples: a recording lasts at least {SHORTEST} s"
+                f"{path} is cut off: it is {missing:,} bytes shorter than its header says"
             )
+        seconds = header.frames / header.samplerate
         file = AudioFile(path, header.samplerate, header.channels, seconds)
-    if file.channels > MOST_CHANNELS:
-        raise UserError(f"{path} has {file.channels} channels: at most {MOST_CHANNELS} are read")
+        if header.frames > UNKNOWN_LENGTH:
+            file = open_media(path)
+    if file.channels > MAX_CHANNELS:
+        raise UserError(f"{path} has {file.channels} channels; the maximum is {MAX_CHANNELS}")
     return file
 
 
@@ -129,14 +163,23 @@ def open_media(path: Path) -> MediaFile:
             "pip install '.[media]'"
         ) from error
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             if not container.streams.audio:
                 raise UserError(f"{path} has no sound")
             stream = container.streams.audio[0]
-            seconds = (container.duration or 0) / 1_000_000  # FFmpeg counts microseconds
+            if stream.codec_context is None or not stream.rate:
+                raise UserError(f"{path} has sound that FFmpeg cannot decode")
+            seconds = (container.duration or 0) / 1_000_000
             return MediaFile(path, stream.rate, stream.channels, seconds)
     except (av.FFmpegError, ValueError) as error:
         raise UserError(f"{path} is not an audio file ({error})") from error
+
+
+def open_container(path: Path) -> Any:
+    """Open a file with FFmpeg; its name is no URL, and its tags may have any encoding."""
+    import av
+
+    return av.open(f"file:{path}", metadata_errors="ignore")
 
 
 def regroup(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:

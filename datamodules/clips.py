@@ -2,13 +2,14 @@
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
@@ -18,6 +19,10 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 """Suffixes of the files that count as recordings when a folder is searched."""
 LONGEST_CLIP = 600
 """Maximum length of a clip in seconds; LJ Speech's longest has 10."""
+STREAMED = 0xFFFFFFFF
+"""Length that a WAV header has if it was written before the samples were known."""
+PART = 1 << 18
+"""Number of samples that are read at a time."""
 LARGEST_RESAMPLER = 10_000_000
 """Maximum number of weights of the resampling filter: product of the rates over gcd²."""
 
@@ -111,7 +116,7 @@ def find_recordings(paths: Sequence[str], setting: str) -> list[Path]:
 
 
 def count_missing_bytes(path: Path) -> int:
-    """Return how many bytes a WAV file is shorter than its chunk headers say.
+    """Return how many bytes a WAV file is shorter than its chunk headers say; 0 if they do not.
 
     The WAV reader itself accepts a truncated file as a shorter clip.
     """
@@ -125,9 +130,21 @@ def count_missing_bytes(path: Path) -> int:
             name, length = struct.unpack("<4sI", file.read(8))
             position += 8 + length
             if name == b"data":
+                if length == STREAMED:
+                    return 0
                 break
             position += length % 2  # chunks begin at even positions
     return max(position - size, 0)
+
+
+def read_parts(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+    """Yield the samples (samples, channels) of an open file in parts.
+
+    A header may claim more samples than the file has: memory is not allocated for them, and the
+    last part is short (``SoundFile.blocks`` would repeat old samples instead).
+    """
+    while len(part := file.read(PART, dtype="float32", always_2d=True)):
+        yield part
 
 
 def read_clip(clip: Clip, sample_rate: int, channel: int | None = None) -> Tensor:
@@ -144,8 +161,7 @@ def read_clip(clip: Clip, sample_rate: int, channel: int | None = None) -> Tenso
     try:
         with soundfile.SoundFile(str(clip.path)) as file:
             rate = file.samplerate
-            # Block by block: a header may claim more samples than the file has.
-            blocks = list(file.blocks(blocksize=1 << 20, dtype="float32", always_2d=True))
+            blocks = list(read_parts(file))
     except soundfile.SoundFileError as error:
         raise UserError(f"{clip.name} cannot be read ({error})") from error
     samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)

@@ -13,8 +13,10 @@ from datamodules.medmnist import read_array
 from errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npz")
-LEAST_SCALE = 4
-"""An image may be this many times smaller than the training images, but no smaller."""
+SIXTEEN_BITS = 65_535
+DAMAGED = (zipfile.BadZipFile, zlib.error)
+MAX_ENLARGEMENT = 4
+"""Maximum factor by which a small image is enlarged."""
 
 
 def read_images(path: Path, size: int, channels: int) -> tuple[NDArray[np.uint8], str]:
@@ -42,19 +44,22 @@ def read_images(path: Path, size: int, channels: int) -> tuple[NDArray[np.uint8]
             images = [Image.fromarray(pixels) for pixels in read_archive(path)]
         else:
             with Image.open(path) as file:
-                images = [frame.copy() for frame in ImageSequence.Iterator(file)]
+                # The further frames of other formats are thumbnails.
+                frames = ImageSequence.Iterator(file) if file.format == "TIFF" else (file,)
+                images = [frame.copy() for frame in frames]
+        smallest = min(images, key=lambda image: min(image.size))
+        if min(smallest.size) * MAX_ENLARGEMENT < size:
+            width, height = smallest.size
+            raise UserError(
+                f"{path} has {width}×{height} pixels: too few for a classifier of {size}×{size}"
+            )
+        mode = "L" if channels == 1 else "RGB"
+        found = [convert(image, size, mode) for image in images]
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not an image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is damaged ({error})") from error
-    smallest = min(min(image.size) for image in images)
-    if smallest * LEAST_SCALE < size:
-        width, height = images[0].size
-        raise UserError(
-            f"{path} has {width}×{height} pixels: too few for a classifier of {size}×{size}"
-        )
-    mode = "L" if channels == 1 else "RGB"
-    found = [convert(image, size, mode) for image in images]
+    # Pillow raises many types for damaged files.
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error})") from error
     note = ", ".join(dict.fromkeys(note for _, note in found if note))
     return np.stack([np.asarray(image) for image, _ in found]), note
 
@@ -74,7 +79,7 @@ def read_archive(path: Path) -> NDArray[Any]:
                     f"{path} has the arrays {', '.join(names)}: name one of them test_images"
                 )
             images = read_array(archive, chosen)
-    except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+    except (*DAMAGED, OSError, ValueError, EOFError, LookupError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or no .npz file ({error})") from error
     is_grey_or_colour = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
     if images.dtype != np.uint8 or not is_grey_or_colour or not images.size:
@@ -86,14 +91,21 @@ def read_archive(path: Path) -> NDArray[Any]:
 
 
 def convert(image: Image.Image, size: int, mode: str) -> tuple[Image.Image, str]:
-    """Return an image as the classifier takes it, and what was converted."""
+    """Convert an image to the classifier's size and mode; also return a note on what was changed.
+
+    Raises:
+        ValueError: if its pixels are floating-point numbers, or have more than 16 bits.
+    """
     notes = []
-    if image.mode.startswith(("I", "F")):
-        pixels = np.asarray(image, dtype=np.float64)
-        top = 255 if image.mode == "F" and pixels.max(initial=0) <= 255 else 65_535
-        image = Image.fromarray((pixels / top * 255).round().clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers: save them with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        if pixels.max() > SIXTEEN_BITS or pixels.min() < 0:
+            raise ValueError("its pixels have more than 16 bits")
+        image = Image.fromarray((pixels / SIXTEEN_BITS * 255).round().astype(np.uint8))
         notes.append("16 bits to 8")
-    if image.mode in ("P", "PA", "LA", "RGBA"):  # a palette's indices are no brightness
+    if image.mode in ("P", "PA", "LA", "RGBA"):  # palette indices are not brightness values
         image = image.convert("RGB")
     if image.mode != mode:
         notes.append(f"{image.mode} to {mode}")

@@ -1,4 +1,4 @@
-"""Where a recording holds speech, by silero-vad (Silero Team 2024)."""
+"""Voice activity detection with silero-vad (Silero Team 2024)."""
 
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -17,26 +17,32 @@ SHORTEST_SILENCE = 0.25
 """Minimum length in seconds of a silence that ends a segment."""
 MARGIN = 0.15
 """Seconds of silence kept on each side of a segment."""
+MIN_LONGEST = 2.0
+"""Minimum of the maximum length of a segment in seconds: shorter ones would cut words."""
 
 
 class Span(NamedTuple):
     """A part of a recording.
 
     Attributes:
-        start: where it begins, in seconds.
-        end: where it ends, in seconds.
+        start: start in seconds.
+        end: end in seconds.
     """
 
     start: float
     end: float
 
 
-def find_speech(blocks: Iterable[Tensor], longest: float) -> list[Span]:
-    """Return the parts of a recording that hold speech.
+def find_speech(blocks: Iterable[Tensor], longest: float) -> tuple[list[Span], float]:
+    """Find the parts of a recording that hold speech.
 
     Args:
         blocks: waveform at `DETECTOR_RATE`, in parts (samples,) of any length.
-        longest: maximum length of a part in seconds. Longer speech is cut at its longest pause.
+        longest: maximum length of a part in seconds, at least `MIN_LONGEST`. Longer speech is cut
+            at its longest pause.
+
+    Returns:
+        The parts, in order, and the length of the recording in seconds.
 
     Raises:
         UserError: if silero-vad is not installed.
@@ -55,12 +61,13 @@ def find_speech(blocks: Iterable[Tensor], longest: float) -> list[Span]:
     found = get_speech_timestamps_from_probs(
         probabilities,
         sampling_rate=DETECTOR_RATE,
-        max_speech_duration_s=longest,
+        max_speech_duration_s=max(longest, MIN_LONGEST),
         min_silence_duration_ms=round(1000 * SHORTEST_SILENCE),
         speech_pad_ms=round(1000 * MARGIN),
         audio_length_samples=samples,
     )
-    return [Span(*(part[side] / DETECTOR_RATE for side in ("start", "end"))) for part in found]
+    spans = [Span(part["start"] / DETECTOR_RATE, part["end"] / DETECTOR_RATE) for part in found]
+    return spans, samples / DETECTOR_RATE
 
 
 @cache
@@ -75,7 +82,7 @@ def load_detector() -> Any:
         from silero_vad import load_silero_vad
     except ImportError as error:
         raise UserError(
-            "cutting a long recording at its silences needs silero-vad: pip install '.[media]'"
+            "finding speech in recordings needs silero-vad: pip install '.[media]'"
         ) from error
     torch.set_num_threads(threads)  # importing silero-vad sets one thread for the whole process
     return load_silero_vad()
@@ -99,4 +106,4 @@ def cut(blocks: Iterable[Tensor], spans: Iterable[Span], rate: int) -> Iterator[
                 break
             passed = min(max(start - position, 0), len(held))
             held, position = torch.cat((held[passed:], block)), position + passed
-        yield held[max(start - position, 0) : end - position]
+        yield held[max(start - position, 0) : end - position].clone()  # lets go of the block

@@ -30,7 +30,7 @@ def find_weights(name: str) -> Path:
     if path.is_dir():
         path = RunDirectory(path).checkpoints / "best.ckpt"
         if not path.is_file():
-            raise UserError(f"{path} does not exist: give a trained run or a checkpoint")
+            raise UserError(f"{path} does not exist: nothing was trained in {name} yet")
     if not path.is_file():
         raise UserError(f"{name} is neither a run directory nor a checkpoint")
     return path

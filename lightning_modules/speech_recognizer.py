@@ -23,7 +23,7 @@ from metrics import (
 )
 from networks import DecodingStrategy, GreedySearch, SpeechToText
 
-LONGEST_CLIP = 10.1
+LJSPEECH_LONGEST = 10.1
 """Length in seconds of LJ Speech's longest clip."""
 
 
@@ -79,7 +79,7 @@ class SpeechRecognizer(TrainingModule):
         self.label_smoothing = label_smoothing
         self.ctc_weight = ctc_weight
         self.calibration = Calibration()
-        self.longest_clip = LONGEST_CLIP
+        self.longest_clip = LJSPEECH_LONGEST
         self._scored_words: list[tuple[float, bool]] = []
         self.decoding = decoding or GreedySearch()
         self.test_decoding = test_decoding or self.decoding
@@ -155,7 +155,7 @@ class SpeechRecognizer(TrainingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what predict needs."""
         super().on_load_checkpoint(checkpoint)
-        self.longest_clip = checkpoint.get("longest_clip", LONGEST_CLIP)
+        self.longest_clip = checkpoint.get("longest_clip", LJSPEECH_LONGEST)
         self.calibration = Calibration(*checkpoint.get("calibration", ()))
 
     def adapt_weights(

@@ -109,7 +109,7 @@ class TextDecoder(nn.Module, ABC):
         """
         self._check_length(tokens.shape[1])
         summary = self.cross_attention.attention.summarize(memory, memory_mask)
-        return self._predict(self.read(tokens), summary)
+        return self.predict(self.read(tokens), summary)
 
     def start(
         self, memory: Tensor, memory_mask: Tensor, max_tokens: int | None = None
@@ -137,7 +137,7 @@ class TextDecoder(nn.Module, ABC):
     def step(self, tokens: Tensor, cache: DecodingCache) -> Tensor:
         """Read the next tokens (batch,) and return the logits (batch, vocabulary) after them."""
         hidden = self.read_next(tokens[:, None], cache.text)
-        return self._predict(hidden, cache.memory)[:, 0]
+        return self.predict(hidden, cache.memory)[:, 0]
 
     def alignment(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """Return the cross-attention weights, averaged over heads: (batch, length, positions).
@@ -148,7 +148,8 @@ class TextDecoder(nn.Module, ABC):
         query = self.cross_attention.attention_norm(self.read(tokens))
         return attention.weights(query, memory, memory_mask).mean(1)
 
-    def _predict(self, hidden: Tensor, summary: Any) -> Tensor:
+    def predict(self, hidden: Tensor, summary: Any) -> Tensor:
+        """Return logits (batch, length, vocabulary) of read texts and summarized audio."""
         return self.output(self.norm(self.cross_attention.read(hidden, summary)))
 
     def _check_length(self, length: int) -> None:

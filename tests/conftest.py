@@ -2,15 +2,18 @@
 
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+from torch import Tensor
 
 import cli
 from datamodules.demo_oct import write_file
+from datamodules.speech_activity import DETECTOR_RATE, Span
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -72,6 +75,21 @@ def write_corpus(root: Path, clips: int, seed: int = 0) -> Path:
     lines = (f"T-{i:03d}|{text.upper()}|{text}\n" for i, text in enumerate(texts))
     (root / "metadata.csv").write_text("".join(lines), encoding="utf-8")
     return root
+
+
+def hear_tones(patch: pytest.MonkeyPatch, spans: list[Span] | None = None) -> None:
+    """Replace the detector of speech, which does not take tones for it.
+
+    Without ``spans``, a recording that is not silent is one span.
+    """
+
+    def find(blocks: Iterable[Tensor], longest: float) -> tuple[list[Span], float]:
+        sound = torch.cat(list(blocks))
+        seconds = len(sound) / DETECTOR_RATE
+        whole = [Span(0.0, seconds)] if sound.abs().max() > 0 else []
+        return (whole if spans is None else spans), seconds
+
+    patch.setattr("commands.transcribe.find_speech", find)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import os
+import pty
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ import cli
 from commands import transcribe
 from datamodules.audio_file import AudioFile
 from datamodules.speech_activity import Span
-from tests.conftest import SAMPLE_RATE, SMALL_MODEL, speak_tones
+from tests.conftest import CONFIGS, ROOT, SAMPLE_RATE, SMALL_MODEL, hear_tones, speak_tones
 
 WORDS = ("abc def", "hgfe", "b a d")
 
@@ -43,8 +47,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, tones: Path) -> Path:
 
 
 @pytest.fixture
-def recordings(tmp_path: Path) -> Path:
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three recordings in a folder."""
+    hear_tones(monkeypatch)
     folder = tmp_path / "recordings"
     folder.mkdir()
     for i, text in enumerate(WORDS):
@@ -137,7 +142,6 @@ def test_a_long_recording_is_cut_and_its_times_shifted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The detector does not take tones for speech, so the test says where they are."""
     spans, parts, position = [], [], 0
     for text in WORDS * 3:
         gap, sound = np.zeros(SAMPLE_RATE // 2, np.float32), speak_tones(text)
@@ -147,10 +151,11 @@ def test_a_long_recording_is_cut_and_its_times_shifted(
         parts += [gap, sound]
     path = tmp_path / "long.wav"
     soundfile.write(path, np.concatenate(parts), SAMPLE_RATE)
-    monkeypatch.setattr(transcribe, "find_speech", lambda _, longest: spans)
-    monkeypatch.setattr(transcribe, "WINDOW_SECONDS", 1.5)  # batches of several windows
-    monkeypatch.setattr(transcribe, "BATCH_SECONDS", 1.0)
-    record = json.loads(predict(run, path, "--format", "jsonl"))
+    with monkeypatch.context() as patch:
+        hear_tones(patch, spans)
+        patch.setattr(transcribe, "WINDOW_SECONDS", 1.5)  # batches of several windows
+        patch.setattr(transcribe, "BATCH_SECONDS", 1.0)
+        record = json.loads(predict(run, path, "--format", "jsonl"))
     lines = predict(run, recordings, "--format", "jsonl").splitlines()
     alone = [json.loads(line)["segments"][0] for line in lines]
     assert len(record["segments"]) == len(spans)
@@ -166,8 +171,9 @@ def test_a_long_recording_is_cut_and_its_times_shifted(
 
 
 def test_every_channel_is_transcribed(
-    run: Path, predict: Callable[..., str], tmp_path: Path
+    run: Path, predict: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hear_tones(monkeypatch)
     sounds = [speak_tones("aaaabbbb"), speak_tones("hg hg hg")]
     for i, sound in enumerate(sounds):
         soundfile.write(tmp_path / f"{i}.wav", sound, SAMPLE_RATE)
@@ -182,9 +188,10 @@ def test_every_channel_is_transcribed(
 
 def test_silence_gives_no_text(run: Path, predict: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "silence.wav"
-    soundfile.write(path, np.zeros(5 * SAMPLE_RATE), SAMPLE_RATE)
-    record = json.loads(predict(run, path, "--format", "jsonl"))
-    assert record == {"file": str(path), "seconds": 5.0, "text": "", "segments": []}
+    for seconds in (5.0, 0.5):  # longer and shorter than the training clips
+        soundfile.write(path, np.zeros(int(seconds * SAMPLE_RATE)), SAMPLE_RATE)
+        record = json.loads(predict(run, path, "--format", "jsonl"))
+        assert record == {"file": str(path), "seconds": seconds, "text": "", "segments": []}
     assert predict(run, path, "--format", "csv") == "file,start,end,text\n"
     assert predict(run, path, "--format", "srt").strip() == ""
 
@@ -202,11 +209,16 @@ def test_an_interrupted_command_continues(
     cut = transcribe.Transcriber._cut
     read = []
 
-    def interrupt(self: object, recording: transcribe.Recording, file: AudioFile) -> object:
+    def interrupt(
+        self: transcribe.Transcriber,
+        recording: transcribe.Recording,
+        file: AudioFile,
+        show: Callable[[float], None],
+    ) -> Iterator[transcribe.Piece]:
         read.append(recording.path.name)
         if read == ["0.wav", "1.wav", "2.wav"]:
             raise KeyboardInterrupt
-        return cut(self, recording, file)  # type: ignore[arg-type]
+        return cut(self, recording, file, show)
 
     monkeypatch.setattr(transcribe.Transcriber, "_cut", interrupt)
     monkeypatch.setattr(transcribe, "WINDOW_SECONDS", 0.01)
@@ -254,12 +266,39 @@ def test_unusable_runs_and_paths_are_refused(
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.yaml").write_text((run / "config.yaml").read_text())
-    assert "give a trained run or a checkpoint" in fail(unfinished, recordings)
+    assert "nothing was trained in" in fail(unfinished, recordings)
     (tmp_path / "empty").mkdir()
     assert "holds no file of .wav" in fail(run, tmp_path / "empty")
-    assert "1 of 1 files" in fail(run, tmp_path / "nowhere.wav")
-    assert "nowhere.wav does not exist" in capsys.readouterr().err
+    assert "nowhere.wav does not exist" in fail(run, recordings, tmp_path / "nowhere.wav")
+    soundfile.write(tmp_path / "[b]one[final].wav", np.zeros(1), SAMPLE_RATE)
+    output = tmp_path / "out.txt"
+    assert "1 of 1 files" in fail(run, tmp_path / "[b]one[final].wav", "--output", output)
+    assert "[b]one[final].wav lasts 0.000 s" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out.txt*"))
+    output.touch()
+    assert "cannot be written" in fail(run, recordings, "--output", output / "out.txt")
+    assert "--ckpt_path none" in fail(run, recordings, "--ckpt_path", "none")
+    assert "nine.ckpt does not exist" in fail(run, recordings, "--ckpt_path", "nine.ckpt")
+    fitted = str(tmp_path / "runs")
+    config = str(CONFIGS / "boolean_perceptron.yaml")
+    cli.main(["fit", "--config", config, "--trainer.default_root_dir", fitted])
+    message = fail(tmp_path / "runs" / "boolean_perceptron", recordings)
+    assert "is a run of BooleanClassifier: predict RUN PATH is for" in message
     with pytest.raises(SystemExit) as stopped:
         cli.main(["predict", str(run)])
     assert stopped.value.code == 2
     assert "at least one PATH" in capsys.readouterr().err
+
+
+def test_redirected_output_is_not_on_the_terminal(run: Path, tmp_path: Path) -> None:
+    """The progress bar is on a terminal, the transcript goes to a file."""
+    soundfile.write(tmp_path / "silence.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
+    master, terminal = pty.openpty()
+    command = [sys.executable, str(ROOT / "cli.py"), "predict", str(run), "--format", "jsonl"]
+    with (tmp_path / "out.jsonl").open("w") as output:
+        subprocess.run(
+            [*command, str(tmp_path / "silence.wav")], stdout=output, stderr=terminal, check=True
+        )
+    os.close(terminal)
+    os.close(master)
+    assert json.loads((tmp_path / "out.jsonl").read_text())["seconds"] == 1.0

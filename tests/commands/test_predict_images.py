@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from torch import nn
 
 import cli
+from commands.classify import ImagePredictor
 from commands.train import load
+from datamodules import OCTMNISTDataModule
 from datamodules.image_file import read_images
 from engine import RunDirectory
+from lightning_modules import ImageClassifier
 from tests.conftest import CONFIGS
 
 
@@ -92,9 +98,23 @@ def test_a_page_shows_images_and_saliency(
     assert len(pictures) == 6
     shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(p)))) for p in pictures]
     np.testing.assert_array_equal(shown[0][4::8, 4::8], pixels[0])
-    heat = shown[1].astype(int).sum(-1)
-    assert heat.max() > 2 * np.median(heat)
     assert page.count("<figure>") == 3
+
+
+def test_saliency_is_where_the_classifier_looks() -> None:
+    """A linear classifier of one pixel."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 2, bias=False))
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].weight[1, 28 * 3 + 5] = 1.0
+    model = ImageClassifier(network, ["a", "b"]).eval()
+    predictor = ImagePredictor(model, OCTMNISTDataModule(), Console())
+    (heat,) = predictor._explain(torch.rand(1, 1, 28, 28) + 0.1, torch.tensor([1]))
+    assert heat is not None
+    brightness = heat.astype(int).sum(-1)
+    rest = np.delete(brightness.flatten(), 28 * 3 + 5)
+    assert brightness[3, 5] > rest.max()
+    assert rest.max() == rest.min()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "I;16"])
@@ -108,10 +128,9 @@ def test_modes_and_sizes_are_converted(mode: str, tmp_path: Path) -> None:
     if mode == "I;16":
         wide = Image.fromarray(np.asarray(wide).astype(np.uint16) * 257)
     elif mode == "P":  # a palette in reverse order
-        indices = Image.fromarray(255 - np.asarray(wide)).convert("P")
-        palette = Image.fromarray(255 - np.asarray(wide), mode="P")
-        palette.putpalette([value for i in range(256) for value in [255 - i] * 3])
-        wide = palette if indices.size == palette.size else indices
+        reverse = Image.frombytes("P", wide.size, (255 - np.asarray(wide)).tobytes())
+        reverse.putpalette([value for i in range(256) for value in [255 - i] * 3])
+        wide = reverse
     else:
         wide = wide.convert(mode)
     wide.save(tmp_path / "image.png")
@@ -132,15 +151,20 @@ def test_unusable_images_are_refused(
     (folder / "half.png").write_bytes(whole[: len(whole) // 2])
     np.savez(folder / "two.npz", a=pixels, b=pixels)
     np.savez(folder / "wide.npz", a=pixels.astype(float))
-    with pytest.raises(SystemExit, match="5 of 8 files"):
+    Image.fromarray(pixels[0].astype(np.float32)).save(folder / "float.tiff")
+    with zipfile.ZipFile(folder / "other.npz", "w") as archive:
+        archive.writestr("notes.txt", "no array")
+    with pytest.raises(SystemExit, match="7 of 10 files"):
         predict(capsys, run, folder)
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 4
     for expected in (
         "tiny.png has 1×1 pixels: too few for a classifier of 28×28",
         "text.png is not an image",
-        "half.png is damaged",
+        "half.png cannot be read as an image",
         "two.npz has the arrays a, b",
         "wide.npz: a is float64",
+        "floating-point numbers",
+        "other.npz is damaged or no .npz file",
     ):
         assert expected in printed.err

@@ -1,5 +1,6 @@
 """Reading in blocks against reading the whole file."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -92,10 +93,10 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
     refuse("text.mp3", "not an audio file|no sound")
     (tmp_path / "empty.wav").touch()
     refuse("empty.wav", "not an audio file")
-    soundfile.write(tmp_path / "none.wav", np.zeros(0), 22_050)
-    refuse("none.wav", "0 samples")
-    soundfile.write(tmp_path / "one.wav", np.zeros(1), 22_050)
-    refuse("one.wav", "1 samples")
+    (tmp_path / "text.raw").write_text("hello, hello\n" * 100)
+    refuse("text.raw", "not an audio file|no sound")
+    soundfile.write(tmp_path / "nan.wav", np.full(9_999, np.nan), 22_050, subtype="FLOAT")
+    refuse("nan.wav", "not finite")
     soundfile.write(tmp_path / "odd.wav", np.zeros(9_999), 49_999)
     refuse("odd.wav", "49999 Hz")
     soundfile.write(tmp_path / "cut.wav", make_sound(22_050), 22_050)
@@ -106,6 +107,53 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
     whole = (tmp_path / "cut.m4a").read_bytes()
     (tmp_path / "cut.m4a").write_bytes(whole[: len(whole) // 2])
     refuse("cut.m4a", "not an audio file|damaged")
+    soundfile.write(tmp_path / "cut.mp3", make_sound(44_100, 20), 44_100)
+    whole = (tmp_path / "cut.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
+    refuse("cut.mp3", "cut off: it ends after [0-9.]* of 20.0 s")
+
+
+def test_times_of_a_video_count_from_its_start(tmp_path: Path) -> None:
+    """The sound begins two seconds after the file, and pauses for one."""
+    rate, pauses = 48_000, (2.0, 1.0)
+    path = tmp_path / "late.mkv"
+    sound = make_sound(rate, 0.5)
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("mpeg4", rate=10)
+        assert isinstance(picture, av.VideoStream)
+        picture.width = picture.height = 32
+        stream = container.add_stream("pcm_s16le", rate=rate, layout="stereo")
+        assert isinstance(stream, av.AudioStream)
+        for i in range(60):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            frame.pts = i
+            for packet in picture.encode(frame):
+                container.mux(packet)
+        time = 0.0
+        for pause in pauses:
+            time += pause
+            samples = np.ascontiguousarray((sound * 2**15).astype(np.int16).reshape(1, -1))
+            part = av.AudioFrame.from_ndarray(samples, format="s16", layout="stereo")
+            part.sample_rate, part.pts = rate, int(time * rate)
+            part.time_base = Fraction(1, rate)
+            for encoded in stream.encode(part):
+                container.mux(encoded)
+            time += 0.5
+    found = torch.cat(list(open_audio(path).read(rate)))
+    loud = (found.abs() > 0.01).nonzero()[:, 0] / rate
+    assert loud[0] == pytest.approx(2.0, abs=0.05)
+    assert loud[-1] == pytest.approx(4.0, abs=0.05)
+    assert len(loud[(loud > 2.55) & (loud < 3.45)]) == 0
+
+
+def test_a_streamed_wav_is_read(tmp_path: Path) -> None:
+    """A program that writes to a pipe does not know the length."""
+    path = tmp_path / "streamed.wav"
+    soundfile.write(path, make_sound(22_050), 22_050)
+    whole = bytearray(path.read_bytes())
+    whole[40:44] = b"\xff" * 4
+    path.write_bytes(whole)
+    assert len(torch.cat(list(open_audio(path).read(22_050)))) == int(22_050 * SECONDS)
 
 
 def test_any_rate_and_number_of_channels_is_read(tmp_path: Path) -> None:

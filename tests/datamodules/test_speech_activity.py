@@ -37,7 +37,9 @@ def test_borders_of_speech_are_found(silence: float) -> None:
         expected.append((position, position + seconds))
         parts += [sound, gap]
         position += seconds + silence
-    found = find_speech(torch.cat(parts).split(7_000), longest=30)
+    whole = torch.cat(parts)
+    found, seconds = find_speech(whole.split(7_000), longest=30)
+    assert seconds == len(whole) / DETECTOR_RATE
     assert len(found) == len(expected)
     for span, (start, end) in zip(found, expected, strict=True):
         assert span.start == pytest.approx(start, abs=0.3)
@@ -50,12 +52,12 @@ def test_silence_noise_and_tones_are_not_speech() -> None:
     noise = torch.randn(len(time), generator=torch.Generator().manual_seed(0))
     chords = sum(torch.sin(2 * np.pi * f * time) for f in (220, 277, 330)) / 10
     for sound in (torch.zeros_like(time), 0.05 * noise, chords * (time % 1 < 0.8)):
-        assert find_speech([sound], longest=10) == []
+        assert find_speech([sound], longest=10) == ([], seconds)
 
 
 def test_long_speech_is_cut() -> None:
     sound = torch.cat([voice(text) for text in TEXTS])
-    spans = find_speech([sound], longest=2.5)
+    spans, _ = find_speech([sound], longest=2.5)
     assert len(spans) >= 3
     assert all(span.end - span.start <= 2.5 for span in spans)
     covered = sum(span.end - span.start for span in spans)
