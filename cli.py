@@ -27,6 +27,7 @@ examples:
   python cli.py compare runs/asr_transformer runs/asr_lstm
   python cli.py report runs/asr_transformer
   python cli.py export runs/asr_transformer
+  python cli.py card runs/asr_transformer --licence cc-by-4.0
   python cli.py inspect configs/asr_transformer.yaml
   python cli.py sweep --config configs/sweeps/octmnist_cnn_learning_rate.yaml
   python cli.py separable --dimension 2 --low 0 --high 0
@@ -104,6 +105,11 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--quantize", choices=("int8",), help="store weights in eight bits instead of 32"
     )
+    card = commands.add_parser("card", help="write a model card of a run")
+    card.add_argument("run", metavar="RUN", help="run directory, trained and best also tested")
+    card.add_argument("--licence", metavar="NAME", help="licence of the weights: cc-by-4.0")
+    card.add_argument("--notes", metavar="FILE", help="Markdown to append")
+    card.add_argument("--output", metavar="FILE", help="card (default: RUN/README.md)")
     separable = commands.add_parser(
         "separable",
         help="can one perceptron compute f(x) = +1 iff A <= sum of x <= B? answer and proof",
@@ -234,6 +240,12 @@ def run_own(options: argparse.Namespace, others: list[str]) -> None:
 
         folder = Path(options.output) if options.output else None
         export(Path(options.run), folder, quantize=options.quantize is not None)
+    elif options.command == "card":
+        from commands.card import card
+
+        files = (Path(name) if name else None for name in (options.output, options.notes))
+        output, notes = files
+        card(Path(options.run), output, options.licence, notes)
     elif options.command == "separable":
         from commands.separable import separable
 

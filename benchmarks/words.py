@@ -21,11 +21,10 @@ from commands.train import load
 from datamodules.demo_speech.corpus import draw_voice
 from datamodules.demo_speech.espeak import link_data, speak_words
 from engine import RunDirectory
-from lightning_modules.words import Word, mark_correct
+from lightning_modules.words import Word, mark_correct, measure_confidence
 from metrics import normalize_transcript
 
 SILENCE_SECONDS = 5
-BINS = 15
 
 
 @torch.no_grad()
@@ -53,7 +52,9 @@ def main() -> None:
     model, data = load(RunDirectory(options.run))
     texts = {transcript.id: transcript.text for transcript in data.read_transcripts()}
     chosen = [transcript.id for transcript in data.split_transcripts()["test"]][: options.clips]
-    errors, shifts, confidence, correct = [], [], [], []
+    errors, shifts = [], []
+    confidence: list[float] = []
+    correct: list[bool] = []
     with link_data() as folder:
         for id in track(chosen):
             samples, events = speak_words(texts[id], draw_voice(0, id), folder)
@@ -76,10 +77,10 @@ def main() -> None:
                 shifts += [b.start - a.start for a, b in zip(words, late, strict=True)]
             confidence += [word.confidence for word in words]
             correct += mark_correct([word.text for word in words], reference)
-    report(np.array(errors), np.array(shifts), np.array(confidence), np.array(correct))
+    report(np.array(errors), np.array(shifts), confidence, correct)
 
 
-def report(errors: Any, shifts: Any, confidence: Any, correct: Any) -> None:
+def report(errors: Any, shifts: Any, confidence: list[float], correct: list[bool]) -> None:
     """Print the figures."""
     away = np.abs(errors) * 1000
     print(
@@ -88,15 +89,9 @@ def report(errors: Any, shifts: Any, confidence: Any, correct: Any) -> None:
     print(f"  {1000 * errors.mean():+.0f} ms, 95 % within {np.quantile(away, 0.95):.0f} ms")
     print(f"{SILENCE_SECONDS} s of silence in front shift {len(shifts):,} words by")
     print(f"  {shifts.min():.3f} … {shifts.max():.3f} s")
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gap = sum(
-        abs(correct[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean()
-        for b in np.unique(bins)
-    )
-    least = np.argsort(confidence, kind="stable")[: len(confidence) // 5]
-    wrong = int((~correct).sum())
-    print(f"{len(confidence):,} words, {wrong:,} wrong: expected calibration error {gap:.3f};")
-    share = (~correct[least]).sum() / max(wrong, 1)
+    error, share = measure_confidence(confidence, correct)
+    wrong = len(correct) - sum(correct)
+    print(f"{len(confidence):,} words, {wrong:,} wrong: expected calibration error {error:.3f};")
     print(f"  the least confident 20 % hold {share:.0%} of the errors")
 
 

@@ -12,6 +12,7 @@ from rapidfuzz.distance import Levenshtein
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torchmetrics.functional.classification import binary_calibration_error
 
 from datamodules.vocabulary import CharacterVocabulary
 from networks import SpeechToText
@@ -129,6 +130,20 @@ def mark_correct(prediction: Sequence[str], reference: Sequence[str]) -> list[bo
         if edit.tag != "delete":
             correct[edit.dest_pos] = False
     return correct
+
+
+def measure_confidence(confidence: Sequence[float], correct: Sequence[bool]) -> tuple[float, float]:
+    """Return how well the confidence of words predicts whether they are correct.
+
+    Returns:
+        Expected calibration error with 15 bins (Guo et al. 2017), and the fraction of the errors
+        that is in the least confident fifth of the words; 0 if there is no error.
+    """
+    p, right = torch.tensor(confidence), torch.tensor(correct)
+    error = binary_calibration_error(p, right.int(), n_bins=15)
+    least = p.argsort(stable=True)[: len(p) // 5]
+    share = (~right[least]).sum() / (~right).sum().clamp(min=1)
+    return float(error), float(share)
 
 
 class Calibration(NamedTuple):
