@@ -28,6 +28,7 @@ examples:
   python cli.py report runs/asr_transformer
   python cli.py export runs/asr_transformer
   python cli.py card runs/asr_transformer --licence cc-by-4.0
+  python cli.py pack runs/asr_transformer --output shared/asr_transformer
   python cli.py inspect configs/asr_transformer.yaml
   python cli.py sweep --config configs/sweeps/octmnist_cnn_learning_rate.yaml
   python cli.py separable --dimension 2 --low 0 --high 0
@@ -105,6 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--quantize", choices=("int8",), help="store weights in eight bits instead of 32"
     )
+    pack = commands.add_parser(
+        "pack", help="copy what prediction and fine-tuning need, in half precision"
+    )
+    pack.add_argument("run", metavar="RUN", help="run directory")
+    pack.add_argument("--output", metavar="DIR", required=True, help="run directory to create")
     card = commands.add_parser("card", help="write a model card of a run")
     card.add_argument("run", metavar="RUN", help="run directory, trained and best also tested")
     card.add_argument("--licence", metavar="NAME", help="licence of the weights: cc-by-4.0")
@@ -240,6 +246,10 @@ def run_own(options: argparse.Namespace, others: list[str]) -> None:
 
         folder = Path(options.output) if options.output else None
         export(Path(options.run), folder, quantize=options.quantize is not None)
+    elif options.command == "pack":
+        from commands.pack import pack
+
+        pack(Path(options.run), Path(options.output))
     elif options.command == "card":
         from commands.card import card
 

@@ -148,9 +148,15 @@ class SuiteCLI(LightningCLI):
         self.initial_checkpoint = None
         if config.init_from is not None and self.subcommand == "fit" and self.checkpoint is None:
             self.initial_checkpoint = find_weights(config.init_from)
-        self.resume_step = (
-            0 if self.checkpoint is None else read_checkpoint(self.checkpoint)["global_step"]
-        )
+        self.resume_step = 0
+        if self.checkpoint is not None:
+            checkpoint = read_checkpoint(self.checkpoint)
+            self.resume_step = checkpoint["global_step"]
+            if self.subcommand == "fit" and "optimizer_states" not in checkpoint:
+                raise UserError(
+                    f"{self.checkpoint} has weights only and cannot be resumed: start a run from "
+                    "them with --init_from"
+                )
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer.

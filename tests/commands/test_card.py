@@ -53,8 +53,8 @@ def test_a_classifier_s_card_before_its_test(run_cli: Callable[..., Path], retin
     assert "not a medical device" in text
     assert "license" not in text.split("---\n")[1]
     assert "retinas.npz" in text
+    (run / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(SystemExit, match="nothing was trained"):
-        (run / "checkpoints" / "best.ckpt").unlink()
         cli.main(["card", str(run), "--output", str(run / "other.md")])
 
 
