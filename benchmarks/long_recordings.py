@@ -1,0 +1,117 @@
+"""Long recordings against the clips that they are made of, through ``predict``.
+
+    python -m benchmarks.long_recordings runs/asr_conformer_small --minutes 60
+
+Test clips of the run's corpus are joined with silences of 0.3 to 2 s, repeated until the recording
+is long enough. Its word error rate is compared with that of the clips alone, the borders of its
+segments with those of the clips' speech, and its peak memory with that of its first minute.
+Silence, noise and tones of a minute must give no text.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from commands.train import load
+from datamodules.clips import read_clip
+from engine import RunDirectory
+from metrics import WordErrorRate
+
+MEASURE = """
+import resource, sys
+import cli
+cli.main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
+"""
+SILENT = 0.01
+"""Amplitude below which the ends of a clip count as silence."""
+
+
+def transcribe(run: Path, *files: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the records of ``predict`` and its peak memory in MiB."""
+    command = [sys.executable, "-c", MEASURE, "predict", str(run), *map(str, files)]
+    done = subprocess.run(
+        [*command, "--format", "jsonl"], check=True, capture_output=True, text=True
+    )
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    return records, int(done.stderr.split()[-1])
+
+
+def error_rate(predictions: list[str], references: list[str]) -> float:
+    """Return the word error rate of normalized texts."""
+    metric = WordErrorRate(normalize=True)
+    metric.update(predictions, references)
+    return float(metric.compute())
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--minutes", type=float, default=60)
+    options = parser.parse_args()
+    _, data = load(RunDirectory(options.run))
+    data.setup("test")
+    rate = data.sample_rate
+    clips = data.datasets["test"].clips
+    random = np.random.default_rng(0)
+    parts, starts, ends, order = [], [], [], []
+    length = 0
+    for i in np.resize(np.arange(len(clips)), 100_000):
+        if length > options.minutes * 60 * rate:
+            break
+        silence = np.zeros(int(random.uniform(0.3, 2.0) * rate), np.float32)
+        sound = read_clip(clips[i], rate).numpy()
+        heard = np.flatnonzero(np.abs(sound) > SILENT)
+        starts.append((length + len(silence) + heard[0]) / rate)
+        ends.append((length + len(silence) + heard[-1]) / rate)
+        order.append(int(i))
+        parts += [silence, sound]
+        length += len(silence) + len(sound)
+    whole = np.concatenate(parts)
+    used = sorted(set(order))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        soundfile.write(folder / "long.wav", whole, rate)
+        soundfile.write(folder / "minute.wav", whole[: 60 * rate], rate)
+        alone, _ = transcribe(options.run, *(clips[i].path for i in used))
+        (record,), peak = transcribe(options.run, folder / "long.wav")
+        _, peak_minute = transcribe(options.run, folder / "minute.wav")
+        texts = {i: found["text"] for i, found in zip(used, alone, strict=True)}
+        references = [clips[i].text for i in order]
+        separate = error_rate([texts[i] for i in order], references)
+        joined = error_rate([record["text"]], [" ".join(references)])
+        print(f"{len(order)} clips joined, {length / rate / 60:.1f} minutes")
+        print(f"WER {joined:.4f}, of the clips alone {separate:.4f}: ratio {joined / separate:.3f}")
+        for side, true in (("start", starts), ("end", ends)):
+            borders = np.array([segment[side] for segment in record["segments"]])
+            away = np.array([np.abs(borders - time).min() for time in true])
+            print(
+                f"{side}: median {np.median(away):.3f} s away from the true one, "
+                f"{np.mean(away <= 0.3):.1%} within 0.3 s"
+            )
+        print(f"peak memory {peak:,} MiB, of one minute {peak_minute:,} MiB")
+        time = torch.arange(60 * rate) / rate
+        tones = sum(torch.sin(2 * np.pi * f * time) for f in (220.0, 277.2, 329.6))
+        noise = 0.05 * torch.randn(len(time), generator=torch.Generator().manual_seed(0))
+        sounds = {
+            "silence": torch.zeros(len(time)),
+            "noise": noise,
+            "tones": 0.1 * torch.as_tensor(tones) * (time % 0.5 < 0.4),
+        }
+        for kind, sound in sounds.items():
+            soundfile.write(folder / f"{kind}.wav", sound.numpy(), rate)
+            (record,), _ = transcribe(options.run, folder / f"{kind}.wav")
+            print(f"a minute of {kind}: {record['text']!r}")
+
+
+if __name__ == "__main__":
+    main()
