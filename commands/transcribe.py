@@ -140,7 +140,7 @@ class Transcriber:
         channels = range(file.channels) if self.each_channel else (None,)
         passes = 2 * len(channels)  # to find the speech, and to read it
         for i, channel in enumerate(channels):
-            blocks = self._listen(file, channel, lambda done, i=i: show((2 * i + done) / passes))
+            blocks = self._listen(file, channel, partial(show_pass, show, 2 * i, passes))
             spans, seconds = find_speech(blocks, self.model.longest_clip)
             if seconds < SHORTEST:
                 raise UserError(f"{file.path} lasts {seconds:.3f} s; the minimum is {SHORTEST} s")
@@ -153,7 +153,7 @@ class Transcriber:
             recording.records.append(record)
             waveforms = cut(file.read(self.sample_rate, channel), spans, self.sample_rate)
             for span, waveform in zip(spans, waveforms, strict=True):
-                show((2 * i + 1 + span.end / seconds) / passes)
+                show_pass(show, 2 * i + 1, passes, span.end / seconds)
                 yield Piece(recording, record, span, waveform)
 
     def _listen(
@@ -221,6 +221,11 @@ def show_progress(
 ) -> None:
     """Show that a fraction of a recording is done, after ``before`` seconds of others."""
     progress.update(bar, completed=before + fraction * seconds)
+
+
+def show_pass(show: Callable[[float], None], before: int, passes: int, fraction: float) -> None:
+    """Show that a fraction of a pass through a recording is done, after ``before`` passes."""
+    show((before + fraction) / passes)
 
 
 def shift(word: Word, seconds: float) -> Word:

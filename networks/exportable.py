@@ -149,8 +149,9 @@ class RecurrentStep(ExportableStep):
         lstm = self.decoder.lstm
         x = self.decoder.embedding_norm(self.decoder.embedding(tokens[:, 0]))
         # As an operator, LSTM is exported with shapes that onnxruntime complains about.
-        gates = F.linear(x, lstm.weight_ih_l0, lstm.bias_ih_l0)
-        gates = gates + F.linear(hidden, lstm.weight_hh_l0, lstm.bias_hh_l0)
+        weights: dict[str, Tensor] = dict(lstm.named_parameters())
+        gates = F.linear(x, weights["weight_ih_l0"], weights["bias_ih_l0"])
+        gates = gates + F.linear(hidden, weights["weight_hh_l0"], weights["bias_hh_l0"])
         let_in, keep, candidate, let_out = gates.chunk(4, dim=1)
         cell = keep.sigmoid() * cell + let_in.sigmoid() * candidate.tanh()
         hidden = let_out.sigmoid() * cell.tanh()

@@ -103,10 +103,11 @@ def test_a_page_shows_images_and_saliency(
 
 def test_saliency_is_where_the_classifier_looks() -> None:
     """A linear classifier of one pixel."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 2, bias=False))
+    layer = nn.Linear(28 * 28, 2, bias=False)
+    network = nn.Sequential(nn.Flatten(), layer)
     with torch.no_grad():
-        network[1].weight.zero_()
-        network[1].weight[1, 28 * 3 + 5] = 1.0
+        layer.weight.zero_()
+        layer.weight[1, 28 * 3 + 5] = 1.0
     model = ImageClassifier(network, ["a", "b"]).eval()
     predictor = ImagePredictor(model, OCTMNISTDataModule(), Console())
     (heat,) = predictor._explain(torch.rand(1, 1, 28, 28) + 0.1, torch.tensor([1]))
