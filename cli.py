@@ -112,8 +112,8 @@ def build_parser() -> argparse.ArgumentParser:
     pack.add_argument("run", metavar="RUN", help="run directory")
     pack.add_argument("--output", metavar="DIR", required=True, help="run directory to create")
     card = commands.add_parser("card", help="write a model card of a run")
-    card.add_argument("run", metavar="RUN", help="run directory, trained and best also tested")
-    card.add_argument("--licence", metavar="NAME", help="licence of the weights: cc-by-4.0")
+    card.add_argument("run", metavar="RUN", help="run directory, trained, preferably tested")
+    card.add_argument("--licence", metavar="NAME", help="licence of the weights, such as cc-by-4.0")
     card.add_argument("--notes", metavar="FILE", help="Markdown to append")
     card.add_argument("--output", metavar="FILE", help="card (default: RUN/README.md)")
     separable = commands.add_parser(

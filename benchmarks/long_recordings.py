@@ -39,8 +39,10 @@ def transcribe(run: Path, *files: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the records of ``predict`` and its peak memory in MiB."""
     command = [sys.executable, "-c", MEASURE, "predict", str(run), *map(str, files)]
     done = subprocess.run(
-        [*command, "--format", "jsonl"], check=True, capture_output=True, text=True
+        [*command, "--format", "jsonl"], check=False, capture_output=True, text=True
     )
+    if done.returncode:
+        sys.exit(done.stderr)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     return records, int(done.stderr.split()[-1])
 
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
     _, data = load(RunDirectory(options.run))
+    data.prepare_data()
     data.setup("test")
     rate = data.sample_rate
     clips = data.datasets["test"].clips
@@ -90,7 +93,7 @@ def main() -> None:
         separate = error_rate([texts[i] for i in order], references)
         joined = error_rate([record["text"]], [" ".join(references)])
         print(f"{len(order)} clips joined, {length / rate / 60:.1f} minutes")
-        print(f"WER {joined:.4f}, of the clips alone {separate:.4f}: ratio {joined / separate:.3f}")
+        print(f"WER {joined:.4f}, of the clips alone {separate:.4f}: {joined - separate:+.4f}")
         for side, true in (("start", starts), ("end", ends)):
             borders = np.array([segment[side] for segment in record["segments"]])
             away = np.array([np.abs(borders - time).min() for time in true])

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
-from rich.console import Console
 
-from commands.report import TestedClip, read_test, summarize
+from commands.folders import make_console, read_scores, refuse_existing, shorten_paths
+from commands.messages import only_warnings
+from commands.train import load
 from engine import RunDirectory, find_weights, read_checkpoint, read_rows
 from errors import UserError
 from lightning_modules.words import mark_correct, measure_confidence
@@ -18,11 +19,14 @@ try:
 except ImportError as error:
     raise UserError("card needs the package jinja2: pip install '.[report]'") from error
 
+if TYPE_CHECKING:
+    from commands.report import TestedClip
+
 TEMPLATE = Path(__file__).parent / "card.md"
 
 
 class Task(NamedTuple):
-    """What a card says of all runs of a task.
+    """Text shared by the cards of a task.
 
     Attributes:
         tag: Hugging Face's name of the task; None for others.
@@ -40,7 +44,7 @@ class Task(NamedTuple):
 TASKS = {
     "SpeechRecognizer": Task(
         "automatic-speech-recognition",
-        "A recognizer that transcribes English speech.",
+        "A recognizer that transcribes speech.",
         "python cli.py predict {} recording.wav",
         """\
 The scores hold for speech like that of the test clips: their voices, style of reading and recording
@@ -69,42 +73,52 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
         notes: Markdown file to append, for what the run directory does not know.
 
     Raises:
-        UserError: if the run was not trained, or the card exists.
+        UserError: if the run was not trained, the card exists, or a file cannot be used.
     """
     run = RunDirectory(path)
+    name = path.resolve().name
     output = output or path / "README.md"
-    if output.exists():
-        raise UserError(f"{output} already exists: delete it, or give another --output")
-    if not run.config.is_file():
-        raise UserError(f"{path} is not a run directory: it has no {run.config.name}")
+    refuse_existing(output)
     if notes is not None and not notes.is_file():
         raise UserError(f"--notes {notes} does not exist")
-    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    with only_warnings():
+        model, _ = load(run)
+    config = shorten_paths(yaml.safe_load(run.config.read_text(encoding="utf-8")))
     checkpoint = read_checkpoint(find_weights(str(path)))
-    kind = config["model"]["class_path"].rpartition(".")[2]
-    task = TASKS.get(kind, OTHER)
-    scores, confidence = read_scores(run, kind)
+    task = TASKS.get(type(model).__name__, OTHER)
+    found = read_scores(run, checkpoint["global_step"])
+    scores = {key.removeprefix("test/"): found[key] for key in sorted(found)}
+    clips = read_clips(run) if scores else []
+    intervals = estimate_intervals(run, clips) if clips else {}
+    weights = sum(p.numel() for p in model.parameters())
     values = {
-        "front": write_front(path.name, task.tag, licence, scores),
-        "name": path.name,
+        "front": write_front(name, task.tag, licence, config, scores),
+        "name": name,
         "summary": task.summary,
-        "model": describe_model(config, checkpoint),
+        "model": describe_model(config, checkpoint, getattr(model, "parameter_count", weights)),
         "training": describe_training(run, config, checkpoint),
-        "scores": scores,
-        "scored": describe_test(run, kind),
-        "confidence": confidence,
-        "use": task.command.format(path.name),
+        "scores": [(key, f"{x:.4f}", intervals.get(key, "")) for key, x in scores.items()],
+        "scored": describe_test(clips),
+        "confidence": read_confidence(run, clips),
+        "use": task.command.format(name),
         "limits": task.limits,
         "notes": notes.read_text(encoding="utf-8").strip() if notes else "",
     }
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(template.render(values).strip() + "\n", encoding="utf-8")
-    Console().print(f"written to {output}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(template.render(values).strip() + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror or error})") from error
+    make_console().print(f"written to {output}")
 
 
 def write_front(
-    name: str, tag: str | None, licence: str | None, scores: list[tuple[str, str, str]]
+    name: str,
+    tag: str | None,
+    licence: str | None,
+    config: Mapping[str, Any],
+    scores: Mapping[str, float],
 ) -> str:
     """Return the YAML block that Hugging Face reads."""
     front: dict[str, Any] = {"library_name": "pytorch-lightning", "tags": ["pytorch"]}
@@ -112,27 +126,45 @@ def write_front(
         front["license"] = licence
     if tag:
         front["pipeline_tag"] = tag
-    if tag == "automatic-speech-recognition":
-        front["language"] = "en"
-    known = [{"type": key, "value": float(value)} for key, value, _ in scores]
-    if known and tag:
-        result = {"task": {"type": tag}, "metrics": known}
-        front["model-index"] = [{"name": name, "results": [result]}]
+    if scores and tag:
+        data = name_data(config)
+        front["model-index"] = [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": tag},
+                        "dataset": {"type": data.lower().replace(" ", "-"), "name": data},
+                        "metrics": [{"type": k, "value": round(x, 4)} for k, x in scores.items()],
+                    }
+                ],
+            }
+        ]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 
+def settings_of(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a part of a configuration."""
+    return dict(part.get("init_args") or {})
+
+
+def name_data(config: Mapping[str, Any]) -> str:
+    """Return the names of the data module and of its folder or file."""
+    settings = settings_of(config["data"])
+    where = [Path(str(settings[key])).name for key in ("root", "file") if settings.get(key)]
+    return " ".join([short_name(config["data"]), *where])
+
+
 def describe_model(
-    config: Mapping[str, Any], checkpoint: Mapping[str, Any]
+    config: Mapping[str, Any], checkpoint: Mapping[str, Any], parameters: int
 ) -> list[tuple[str, str]]:
     """Return the parts of the model, their settings and its size."""
     rows = [("task", short_name(config["model"]))]
-    settings = config["model"]["init_args"]
+    settings = settings_of(config["model"])
     for name in ("network", "decoding", "test_decoding"):
         if isinstance(settings.get(name), dict):
             rows += describe_part(name, settings[name])
-    weights = checkpoint["state_dict"]
-    count = sum(weight.numel() for name, weight in weights.items() if name.startswith("network."))
-    rows.append(("weights", f"{count:,}"))
+    rows.append(("parameters", f"{parameters:,}"))
     if "alphabet" in checkpoint:
         rows.append(("alphabet", f"`{checkpoint['alphabet']}`"))
     return rows
@@ -140,7 +172,7 @@ def describe_model(
 
 def describe_part(name: str, part: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a part of a configuration, and the parts in it: name, class and settings."""
-    settings = part.get("init_args") or {}
+    settings = settings_of(part)
     inner = {key: value for key, value in settings.items() if isinstance(value, dict)}
     plain = {
         key: value for key, value in settings.items() if value is not None and key not in inner
@@ -156,14 +188,12 @@ def describe_training(
     run: RunDirectory, config: Mapping[str, Any], checkpoint: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     """Return the data, the length and the settings of the training."""
-    data = config["data"]["init_args"]
-    # Only the last part of a path: the rest is about the machine.
-    where = [Path(str(data[key])).name for key in ("root", "file") if data.get(key)]
-    rows = [("data", f"{short_name(config['data'])} {', '.join(where)}".strip())]
+    data = settings_of(config["data"])
+    rows = [("data", name_data(config))]
     lengths = next(
         (v["samples"] for v in checkpoint.values() if isinstance(v, dict) and "samples" in v), None
     )
-    if lengths is not None:
+    if lengths is not None and data.get("sample_rate"):
         hours = float(lengths.sum()) / data["sample_rate"] / 3600
         rows.append(("training clips", f"{len(lengths):,}, {hours:.2f} hours"))
     for key in ("splits", "normalize_text", "augment", "batch_size", "max_batch_seconds"):
@@ -188,33 +218,32 @@ def describe_training(
     return rows
 
 
-def read_scores(
-    run: RunDirectory, kind: str
-) -> tuple[list[tuple[str, str, str]], dict[str, str] | None]:
-    """Return the test's scores with intervals where they can be computed, and the confidence's."""
-    if not run.test_metrics.is_file():
-        return [], None
-    found = json.loads(run.test_metrics.read_text(encoding="utf-8"))["metrics"]
-    metrics = {name.removeprefix("test/"): value for name, value in found.items()}
-    intervals = {}
-    confidence = None
-    if kind == "SpeechRecognizer":
-        clips = read_test(run)
-        for name, _, low, high in summarize(run, clips)["rates"]:
-            intervals[name] = f"{low:.4f} – {high:.4f}"
-        confidence = read_confidence(run, clips)
-    rows = [(name, f"{x:.4f}", intervals.get(name, "")) for name, x in sorted(metrics.items())]
-    return rows, confidence
+def read_clips(run: RunDirectory) -> list["TestedClip"]:
+    """Return the test's transcripts; none if the run has none."""
+    if not (run.path / "test_transcripts.csv").is_file():
+        return []
+    from commands.report import read_test  # late: it needs kaldialign
+
+    return read_test(run)
 
 
-def read_confidence(run: RunDirectory, clips: list[TestedClip]) -> dict[str, str] | None:
-    """Return how well the confidence of the test's words is calibrated; None without a CTC head."""
+def estimate_intervals(run: RunDirectory, clips: list["TestedClip"]) -> dict[str, str]:
+    """Return the confidence intervals of the error rates."""
+    from commands.report import summarize
+
+    rates = summarize(run, clips)["rates"]
+    return {name: f"{low:.4f} – {high:.4f}" for name, _, low, high in rates}
+
+
+def read_confidence(run: RunDirectory, clips: list["TestedClip"]) -> dict[str, str] | None:
+    """Return the calibration of the test's words; None without word confidence."""
     path = run.path / "test_words.jsonl"
-    if not path.is_file():
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if len(lines) != len(clips):
         return None
     confidence: list[float] = []
     correct: list[bool] = []
-    for line, clip in zip(path.read_text(encoding="utf-8").splitlines(), clips, strict=True):
+    for line, clip in zip(lines, clips, strict=True):
         words = json.loads(line)["words"]
         confidence += [word["confidence"] for word in words]
         correct += mark_correct([word["word"] for word in words], clip.reference.split())
@@ -224,12 +253,11 @@ def read_confidence(run: RunDirectory, clips: list[TestedClip]) -> dict[str, str
     return {"ece": f"{error:.3f}", "share": f"{share:.0%}"}
 
 
-def describe_test(run: RunDirectory, kind: str) -> str:
+def describe_test(clips: list["TestedClip"]) -> str:
     """Return a sentence on what the scores were measured on."""
-    if kind != "SpeechRecognizer" or not run.test_metrics.is_file():
+    if not clips:
         return "On the test set."
-    count = len(read_test(run))
-    return f"On {count:,} test clips. Intervals are bootstrap estimates over clips."
+    return f"On {len(clips):,} test clips. Intervals are bootstrap estimates over clips."
 
 
 def short_name(part: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,27 +13,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from commands.predict import only_warnings
+from commands.folders import make_console, new_folder, read_scores
+from commands.messages import only_warnings
 from commands.train import load
 from datamodules.medmnist import MedMNISTDataModule
-from engine import RunDirectory
+from engine import RunDirectory, find_weights, read_checkpoint
 from errors import UserError
 from lightning_modules import ImageClassifier, SpeechRecognizer
-from networks import BeamSearch, CTCGreedySearch, GreedySearch
-from networks.exportable import ExportableEncoder, make_step
+from networks import BeamSearch, CTCGreedySearch, GreedySearch, SpeechToText
+from networks.exportable import ExportableEncoder, ExportableStep, make_step
 
 try:
+    import onnx
     import onnxruntime
+    import onnxscript  # noqa: F401 # the exporter needs it
     from onnxruntime.quantization import quantize_dynamic
 except ImportError as error:
     raise UserError(f"export needs the package {error.name}: pip install '.[export]'") from error
 
 PROGRAMS = Path(__file__).parent / "exported"
+REQUIREMENTS = {
+    "transcribe": "numpy>=2\nonnxruntime>=1.20\nsoundfile>=0.13\n",
+    "classify": "numpy>=2\nonnxruntime>=1.20\npillow>=11\n",
+}
 TOLERANCE = 1e-4
-"""Maximum difference between the outputs of PyTorch and of the exported network."""
+"""Maximum difference between the outputs of PyTorch and of the exported network, both absolute and
+relative to the value."""
 DYNAMIC = torch.export.Dim.DYNAMIC
 Axes = Mapping[str, Sequence[int]]
 
@@ -51,49 +59,35 @@ def export(path: Path, output: Path | None, *, quantize: bool) -> None:
     """
     run = RunDirectory(path)
     output = output or path / "exported"
-    if output.exists():
-        raise UserError(f"{output} already exists: delete it, or give another --output")
-    with only_warnings():
-        model, data = load(run)
-    is_image = isinstance(model, ImageClassifier) and isinstance(data, MedMNISTDataModule)
-    if not (is_image or isinstance(model, SpeechRecognizer)):
-        raise UserError(
-            f"{path} is a run of {type(model).__name__}: export takes recognizers of speech and "
-            "classifiers of images that were trained by autograd"
-        )
-    temporary = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write_folder(model, data, run, temporary, quantize=quantize)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
-    temporary.rename(output)
+    with new_folder(output) as folder:
+        with only_warnings():
+            model, data = load(run)
+        if isinstance(model, SpeechRecognizer):
+            described, program = export_recognizer(model, folder), "transcribe"
+        elif isinstance(model, ImageClassifier) and isinstance(data, MedMNISTDataModule):
+            described, program = export_classifier(model, data, folder), "classify"
+        else:
+            raise UserError(
+                f"{path} is a run of {type(model).__name__}: export takes recognizers of speech "
+                "and classifiers of images that were trained by autograd"
+            )
+        step = read_checkpoint(find_weights(str(path)))["global_step"]
+        if quantize:  # the scores are of the exact weights
+            for network in folder.glob("*.onnx"):
+                quantize_weights(network)
+        elif scores := read_scores(run, step):
+            described["scores"] = scores
+        described["licence of the data"] = getattr(data, "licence", None)
+        text = json.dumps(described, indent=1, ensure_ascii=False)
+        (folder / "model.json").write_text(f"{text}\n", encoding="utf-8")
+        (folder / "requirements.txt").write_text(REQUIREMENTS[program], encoding="utf-8")
+        shutil.copyfile(PROGRAMS / f"{program}.py", folder / "run.py")
     size = sum(file.stat().st_size for file in output.glob("*.onnx")) / 1e6
-    Console().print(f"{output}: {size:.1f} MB of networks; python {output}/run.py FILE…")
-
-
-def write_folder(model: Any, data: Any, run: RunDirectory, folder: Path, *, quantize: bool) -> None:
-    """Write the networks, the program and what it must know."""
-    if isinstance(model, SpeechRecognizer):
-        described, program, needs = export_recognizer(model, folder), "transcribe", "soundfile"
-    else:
-        described, program, needs = export_classifier(model, data, folder), "classify", "pillow"
-    if quantize:
-        for network in folder.glob("*.onnx"):
-            quantize_weights(network)
-    described["licence of the data"] = getattr(data, "licence", None)
-    if run.test_metrics.is_file():
-        described["scores"] = json.loads(run.test_metrics.read_text(encoding="utf-8"))["metrics"]
-    text = json.dumps(described, indent=1, ensure_ascii=False)
-    (folder / "model.json").write_text(f"{text}\n", encoding="utf-8")
-    shutil.copyfile(PROGRAMS / f"{program}.py", folder / "run.py")
-    (folder / "requirements.txt").write_text(f"numpy\nonnxruntime\n{needs}\n", encoding="utf-8")
+    make_console().print(f"{output}: {size:.1f} MB of networks; python {output}/run.py FILE…")
 
 
 def export_recognizer(model: SpeechRecognizer, folder: Path) -> dict[str, Any]:
-    """Write encoder and decoder of a recognizer; return what its program must know.
+    """Write encoder and decoder of a recognizer; return the settings for its program.
 
     Raises:
         UserError: if a part of it cannot be exported.
@@ -105,44 +99,45 @@ def export_recognizer(model: SpeechRecognizer, folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"export: {error}") from error
     rate = network.features.sample_rate
-    encoder = ExportableEncoder(network)
-    inputs = (torch.randn(2, rate) / 10, torch.tensor([rate, rate // 2]))
-    inputs[0][1, rate // 2 :] = 0.0
+    exact = ExportableEncoder(network, convolutional=False)
+    encoder = ExportableEncoder(network, convolutional=True)
     axes: Axes = {"waveforms": (0, 1), "lengths": (0,)}
-    convert(encoder, inputs, axes, encoder.outputs, folder / "encoder")
+    convert(encoder, make_clips(2, rate), axes, encoder.outputs, folder / "encoder")
     for seconds, count in ((0.3, 1), (2.0, 3)):
-        samples = int(seconds * rate)
-        lengths = samples - 100 * torch.arange(count)
-        waveforms = torch.randn(count, samples) / 10
-        waveforms[torch.arange(samples) >= lengths[:, None]] = 0.0
-        outputs = check(encoder, (waveforms, lengths), axes, folder / "encoder.onnx")
-    mask, keys, values, *_ = outputs
-    start = step.start()
-    rows = len(mask)
-    state = [torch.randn(rows, *value.shape[1:]) for value in start]
-    if state[0].ndim == 4:  # keys and values of tokens before
-        state = [torch.randn(rows, x.shape[1], 3, x.shape[3]) for x in state]
-    tokens, position = torch.arange(rows) % len(model.vocabulary), torch.tensor([3])
+        clips = make_clips(count, int(seconds * rate))
+        mask, keys, values, *_ = check(exact, clips, folder / "encoder.onnx")
+    state = [torch.randn(len(mask), *value.shape[1:]) for value in step.start()]
+    if state[0].ndim == 4:  # keys and values of previous tokens
+        state = [torch.randn(len(mask), x.shape[1], 3, x.shape[3]) for x in state]
+    tokens = torch.arange(len(mask)) % network.decoder.vocabulary_size
     axes = {"tokens": (0,), "position": (), "keys": (0, 2), "values": (0, 2), "mask": (0, 1)}
-    axes |= {
-        name: (0, 2) if x.ndim == 4 else (0,) for name, x in zip(step.states, state, strict=True)
-    }
-    step_inputs = (tokens, position, keys, values, mask, *state)
-    results = ("logits", *(f"new_{name}" for name in step.states))
-    convert(step, step_inputs, axes, results, folder / "decoder")
-    check(step, step_inputs, axes, folder / "decoder.onnx")
+    for name, tensor in zip(step.states, state, strict=True):
+        axes[name] = (0, 2) if tensor.ndim == 4 else (0,)
+    inputs = (tokens, torch.tensor([3]), keys, values, mask, *state)
+    outputs = ("logits", *(f"new_{name}" for name in step.states))
+    convert(step, inputs, axes, outputs, folder / "decoder")
+    check_decoder(network, step, folder / "decoder.onnx")
     vocabulary = model.vocabulary
+    start = zip(step.states, step.start(), strict=True)
     return {
         "task": "speech recognition",
         "sample_rate": rate,
-        "longest_clip": round(model.longest_clip, 3),
+        "longest_clip": math.ceil(model.longest_clip * rate),
         "symbols": list(vocabulary.symbols),
         "start": vocabulary.start,
         "stop": vocabulary.stop,
         "pad": vocabulary.pad,
-        "state": {name: list(x.shape[1:]) for name, x in zip(step.states, start, strict=True)},
+        "state": {name: list(tensor.shape[1:]) for name, tensor in start},
         "search": search,
     }
+
+
+def make_clips(count: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Return noise (count, samples) of different lengths, and the lengths."""
+    lengths = samples - samples // 9 * torch.arange(count)
+    waveforms = torch.randn(count, samples) / 10
+    waveforms[torch.arange(samples) >= lengths[:, None]] = 0.0
+    return waveforms, lengths
 
 
 def describe_search(model: SpeechRecognizer) -> dict[str, Any]:
@@ -152,24 +147,24 @@ def describe_search(model: SpeechRecognizer) -> dict[str, Any]:
         UserError: if the exported program has no such search.
     """
     strategy = model.test_decoding
-    maximum = getattr(strategy, "max_tokens", None) or model.network.decoder.max_tokens
     found = {"width": 1, "ctc_weight": 0.0, "length_exponent": 0.0, "end_margin": 10.0}
-    if isinstance(strategy, CTCGreedySearch):
+    if type(strategy) is CTCGreedySearch:
         found["width"] = 0
-    elif isinstance(strategy, BeamSearch):
+    elif type(strategy) is BeamSearch:
         if strategy.language_model is not None and strategy.language_model_weight:
             raise UserError(
                 "export: the language model of test_decoding cannot be exported: remove it from "
                 "the run's config.yaml"
             )
         found |= {name: getattr(strategy, name) for name in found}
-    elif not isinstance(strategy, GreedySearch):
+    elif type(strategy) is not GreedySearch:
         raise UserError(f"export: the search {type(strategy).__name__} cannot be exported")
+    maximum = getattr(strategy, "max_tokens", None) or model.network.decoder.max_tokens
     return found | {"max_tokens": maximum}
 
 
 class ExportableClassifier(nn.Module):
-    """From stored images to probabilities.
+    """Classifier of stored images.
 
     Args:
         model: trained classifier.
@@ -195,15 +190,14 @@ class ExportableClassifier(nn.Module):
 def export_classifier(
     model: ImageClassifier, data: MedMNISTDataModule, folder: Path
 ) -> dict[str, Any]:
-    """Write a classifier; return what its program must know."""
+    """Write a classifier; return the settings for its program."""
     classifier = ExportableClassifier(model, data.pixel_divisor).eval()
-    axes: Axes = {"images": (0,)}
     shape = (data.size, data.size) + ((3,) if data.channels == 3 else ())
-    for count in (2, 1, 5):
-        images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
-        if not (folder / "classifier.onnx").exists():
-            convert(classifier, (images,), axes, ("probabilities",), folder / "classifier")
-        check(classifier, (images,), axes, folder / "classifier.onnx")
+    images = [torch.randint(0, 256, (count, *shape), dtype=torch.uint8) for count in (2, 1, 5)]
+    path = folder / "classifier"
+    convert(classifier, (images[0],), {"images": (0,)}, ("probabilities",), path)
+    for batch in images:
+        check(classifier, (batch,), path.with_suffix(".onnx"))
     return {
         "task": "image classification",
         "classes": list(model.class_names),
@@ -223,58 +217,120 @@ def convert(
         axes: dimensions of each input that may change, by the input's name.
         outputs: names of its outputs.
         path: file without its suffix.
+
+    Raises:
+        UserError: if the module cannot be exported.
     """
     shapes = [dict.fromkeys(dimensions, DYNAMIC) for dimensions in axes.values()]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # of the exporter about itself
-        exported = torch.export.export(module, inputs, dynamic_shapes=nest(module, shapes))
-        program = torch.onnx.export(
-            exported, input_names=list(axes), output_names=list(outputs), dynamo=True
-        )
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        try:
+            exported = torch.export.export(module, inputs, dynamic_shapes=nest(module, shapes))
+            program = torch.onnx.export(
+                exported, input_names=list(axes), output_names=list(outputs), dynamo=True
+            )
+        except Exception as error:  # the exporter raises many types
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"export: the {path.name} cannot be exported ({reason})") from error
         assert program is not None
         program.save(path.with_suffix(".onnx"))
+        forget_sources(path.with_suffix(".onnx"))
+        for part in exported.graph_module.modules():
+            for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+                node.meta.pop("stack_trace", None)
         torch.export.save(exported, path.with_suffix(".pt2"))
 
 
 def nest(module: nn.Module, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
-    """Return the shapes as the module's arguments are: the rest of them in a tuple."""
-    code = type(module).forward.__code__
-    named = code.co_argcount - 1
-    takes_rest = bool(code.co_flags & 0x04)  # inspect.CO_VARARGS
-    return (*shapes[:named], tuple(shapes[named:])) if takes_rest else tuple(shapes)
+    """Return the shapes as the module's arguments are: those of a state in a tuple."""
+    if not isinstance(module, ExportableStep):
+        return tuple(shapes)
+    named = len(shapes) - len(module.states)
+    return (*shapes[:named], tuple(shapes[named:]))
+
+
+def forget_sources(path: Path) -> None:
+    """Remove what the exporter writes about source files: it holds paths of this machine."""
+    model = onnx.load(path)
+    for function in (*model.functions, model.graph):
+        del function.metadata_props[:]
+        for node in function.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+        for value in function.value_info:
+            del value.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    onnx.save(model, path)
+
+
+def open_network(path: Path) -> onnxruntime.InferenceSession:
+    """Load an exported network."""
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def compare(found: Sequence[Any], expected: Sequence[Tensor], path: Path) -> None:
+    """Raise a `UserError` if the exported network's outputs differ from PyTorch's."""
+    for output, tensor in zip(found, expected, strict=True):
+        value = tensor.numpy()
+        if value.shape != output.shape or not np.allclose(output, value, TOLERANCE, TOLERANCE):
+            raise UserError(f"export: {path.name} differs from PyTorch, so it cannot be used")
 
 
 @torch.no_grad()
-def check(
-    module: nn.Module, inputs: tuple[Tensor, ...], axes: Axes, path: Path
-) -> tuple[Tensor, ...]:
-    """Compare the exported network with PyTorch; return PyTorch's outputs.
+def check(module: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> tuple[Tensor, ...]:
+    """Compare an exported network with PyTorch; return PyTorch's outputs.
 
     Raises:
         UserError: if they differ.
     """
     expected = module(*inputs)
     expected = expected if isinstance(expected, tuple) else (expected,)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    feed = {name: value.numpy() for name, value in zip(axes, inputs, strict=True)}
-    known = {value.name for value in session.get_inputs()}
-    found = session.run(None, {name: value for name, value in feed.items() if name in known})
-    for value, output in zip(expected, found, strict=True):
-        error = np.abs(value.numpy().astype(np.float64) - output.astype(np.float64)).max()
-        if value.shape != output.shape or not error <= TOLERANCE:
-            raise UserError(
-                f"{path.name} differs from PyTorch by {error:.1e}: this network cannot be exported"
-            )
+    session = open_network(path)
+    names = [value.name for value in session.get_inputs()]
+    feed = dict(zip(names, (value.numpy() for value in inputs), strict=True))
+    compare(session.run(None, feed), expected, path)
     return expected
+
+
+@torch.no_grad()
+def check_decoder(network: SpeechToText, step: ExportableStep, path: Path) -> None:
+    """Compare an exported decoder with `TextDecoder.step`, token by token from the first.
+
+    Raises:
+        UserError: if they differ.
+    """
+    session = open_network(path)
+    known = {value.name for value in session.get_inputs()}
+    for count in (1, 3):
+        memory, mask = network.encode(*make_clips(count, network.features.sample_rate))
+        cache = network.decoder.start(memory, mask)
+        keys, values = network.decoder.cross_attention.attention.project(memory)
+        feed = {"keys": keys.numpy(), "values": values.numpy(), "mask": mask.numpy()}
+        state = [np.repeat(tensor.numpy(), count, axis=0) for tensor in step.start()]
+        for position in range(3):
+            tokens = (torch.arange(count) + position) % network.decoder.vocabulary_size
+            expected = network.decoder.step(tokens, cache).log_softmax(-1)
+            feed |= {"tokens": tokens.numpy(), "position": np.array([position])}
+            feed |= dict(zip(step.states, state, strict=True))
+            logits, *state = session.run(None, {k: v for k, v in feed.items() if k in known})
+            compare([logits], [expected], path)
 
 
 def quantize_weights(path: Path) -> None:
     """Replace the weights of matrix products by eight-bit integers, in place."""
     exact = path.with_name("exact.onnx")
     path.rename(exact)
+    path.with_suffix(".pt2").unlink()
     logging.disable(logging.WARNING)  # quantize_dynamic advises on preprocessing
     try:
-        quantize_dynamic(exact, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
+        quantize_dynamic(
+            exact,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            reduce_range=True,  # processors without VNNI saturate with all eight bits
+        )
     finally:
         logging.disable(logging.NOTSET)
     exact.unlink()

@@ -3,6 +3,8 @@
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -61,3 +63,17 @@ def quieten() -> None:
         logger.addFilter(lambda record: not any(m in record.getMessage() for m in NOISE_LOGGED))
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
+
+
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """Keep the information that Lightning logs from the terminal."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

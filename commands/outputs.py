@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from commands.folders import refuse_existing
 from commands.formats import SUBTITLES, Record, header, render
 from errors import UserError
 
@@ -65,8 +66,7 @@ class OneFile:
     def __init__(
         self, path: Path, format: str, files: Sequence[Path], settings: Record, *, named: bool
     ) -> None:
-        if path.exists():
-            raise UserError(f"{path} already exists: delete it, or give another --output")
+        refuse_existing(path)
         self.path = path
         self.format = format
         self.files = files
@@ -176,7 +176,7 @@ def printable(text: str) -> str:
 
 
 def identify(file: Path) -> str:
-    """Return what changes if another file, or another version of it, has the same name."""
+    """Return a string that identifies a file and its version."""
     try:
         status = file.stat()
     except OSError:

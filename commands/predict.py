@@ -1,17 +1,16 @@
 """``predict RUN PATH…``: use a trained run on files of any kind."""
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from commands.classify import ImagePredictor
+from commands.folders import make_console
+from commands.messages import only_warnings
 from commands.outputs import as_user_error, choose_format, choose_output
 from commands.train import load
 from commands.transcribe import Transcriber
@@ -65,7 +64,7 @@ def predict(
     with only_warnings():
         model, data = load(RunDirectory(path), checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    messages = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    messages = make_console(stderr=True)
     each = channels == "each"
     predictor: Predictor
     if isinstance(model, SpeechRecognizer):
@@ -126,20 +125,6 @@ def find_checkpoint(run: Path, name: str | None) -> Path | None:
     if name == "none":
         raise UserError("--ckpt_path none: predict RUN needs a trained model")
     return None if name is None else RunDirectory(run).checkpoint(name)
-
-
-@contextmanager
-def only_warnings() -> Iterator[None]:
-    """Keep the information that Lightning logs from the terminal."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def find_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:

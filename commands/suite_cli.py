@@ -297,7 +297,7 @@ class SuiteCLI(LightningCLI):
         if self.trainer.is_global_zero:
             metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
             checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-            record = {"checkpoint": checkpoint, "metrics": metrics}
+            record = {"checkpoint": checkpoint, "step": self.resume_step, "metrics": metrics}
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.test_metrics.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

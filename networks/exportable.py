@@ -1,5 +1,6 @@
 """The recognizer's network for other runtimes: tensors in, tensors out, explicit caches."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 
@@ -50,15 +51,20 @@ class ConvolutionalMel(nn.Module):
 
 
 class ExportableEncoder(nn.Module):
-    """From waveforms to all that decoding needs.
+    """Encoder that returns everything decoding needs.
 
     Args:
-        network: trained network. Its spectrogram is replaced in place.
+        network: trained network.
+        convolutional: whether to replace the network's spectrogram by a `ConvolutionalMel`, in a
+            copy of the network.
     """
 
-    def __init__(self, network: SpeechToText) -> None:
+    def __init__(self, network: SpeechToText, *, convolutional: bool) -> None:
         super().__init__()
-        network.features.mel = ConvolutionalMel(network.features.mel)
+        if convolutional:
+            network = copy.deepcopy(network)
+            mel = network.features.mel
+            network.features.mel = ConvolutionalMel(mel)
         self.network = network
         self.outputs: tuple[str, ...] = ("mask", "keys", "values")
         if network.ctc_head is not None:
@@ -121,7 +127,7 @@ class ExportableStep(nn.Module, ABC):
             tokens: (batch,).
             position: (1,) number of tokens read before.
             keys: (batch, heads, positions, head size), from `ExportableEncoder`.
-            values: likewise.
+            values: values of the same shape.
             mask: (batch, positions).
             state: tensors named by ``states``.
 
@@ -152,16 +158,16 @@ class RecurrentStep(ExportableStep):
         weights: dict[str, Tensor] = dict(lstm.named_parameters())
         gates = F.linear(x, weights["weight_ih_l0"], weights["bias_ih_l0"])
         gates = gates + F.linear(hidden, weights["weight_hh_l0"], weights["bias_hh_l0"])
-        let_in, keep, candidate, let_out = gates.chunk(4, dim=1)
-        cell = keep.sigmoid() * cell + let_in.sigmoid() * candidate.tanh()
-        hidden = let_out.sigmoid() * cell.tanh()
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=1)
+        cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
+        hidden = output_gate.sigmoid() * cell.tanh()
         return hidden[:, None], hidden, cell
 
 
 class TransformerStep(ExportableStep):
     """A step of `TextDecoderTransformer`.
 
-    Its state are the keys and values so far, (batch, heads, tokens, head size) each.
+    Its state is the keys and values so far, (batch, heads, tokens, head size) each.
     """
 
     states = ("text_keys", "text_values")

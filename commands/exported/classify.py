@@ -4,6 +4,7 @@ Usage: ``python run.py IMAGE…``. Needs numpy, onnxruntime and pillow. Images a
 training images were: cropped to the square at the centre and resized.
 """
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -14,16 +15,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HERE = Path(__file__).parent
+SIXTEEN_BITS = 65_535
 MODEL = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
 
 
 def read(path: str) -> NDArray[np.uint8]:
-    """Return an image as the classifier takes it, uint8."""
+    """Return the first image of a file, converted for the classifier.
+
+    Raises:
+        ValueError: if its pixels are not of 8 or 16 bits, or it is too small.
+    """
     with Image.open(path) as file:
         image: Image.Image = file
-        if image.mode.startswith("I"):  # 16 bits
-            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-        if image.mode in ("P", "PA", "LA", "RGBA"):  # a palette's indices are no brightness
+        if 4 * min(image.size) < MODEL["size"]:
+            raise ValueError(f"{image.size[0]}×{image.size[1]} pixels are too few")
+        if image.mode.startswith("I"):
+            pixels = np.asarray(image)
+            if pixels.max() > SIXTEEN_BITS or pixels.min() < 0:
+                raise ValueError("its pixels have more than 16 bits")
+            image = Image.fromarray((pixels / SIXTEEN_BITS * 255).round().astype(np.uint8))
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers")
+        if image.mode in ("P", "PA", "LA", "RGBA"):  # palette indices are not brightness values
             image = image.convert("RGB")
         image = image.convert("L" if MODEL["channels"] == 1 else "RGB")
         if image.size != (MODEL["size"],) * 2:
@@ -41,18 +54,19 @@ def main() -> None:
     session = onnxruntime.InferenceSession(
         HERE / "classifier.onnx", providers=["CPUExecutionProvider"]
     )
-    print(",".join(["file", "prediction", *MODEL["classes"]]))
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["file", "prediction", *MODEL["classes"]])
     failed = 0
     for path in sys.argv[1:]:
         try:
             images = read(path)[None]
-        except (OSError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
             failed += 1
             print(f"skipped: {path} ({error})", file=sys.stderr)
             continue
         (probabilities,) = session.run(None, {"images": images})[0]
         best = MODEL["classes"][int(probabilities.argmax())]
-        print(",".join([path, best, *(f"{p:.6f}" for p in probabilities)]))
+        table.writerow([path, best, *(f"{p:.6f}" for p in probabilities)])
     sys.exit(f"error: {failed} file(s) could not be classified" if failed else 0)
 
 

@@ -1,7 +1,8 @@
 """Transcribe recordings with an exported recognizer.
 
 Usage: ``python run.py RECORDING…``. Needs numpy, onnxruntime and soundfile. A recording longer than
-the training clips is cut at its quietest moments.
+the training clips is cut at its quietest moments. Nothing detects speech here: silence and noise
+are transcribed too.
 """
 
 import json
@@ -21,6 +22,8 @@ RATE = MODEL["sample_rate"]
 SYMBOLS = MODEL["symbols"]
 START, STOP, PAD = (MODEL[name] for name in ("start", "stop", "pad"))
 SEARCH = MODEL["search"]
+SHORTEST = 0.05  # seconds
+LARGEST_RESAMPLER = 10_000_000  # weights
 Array = NDArray[Any]
 
 
@@ -30,8 +33,18 @@ def load(name: str) -> onnxruntime.InferenceSession:
 
 
 def read(path: str) -> Array:
-    """Return a recording's samples, the mean of its channels, at the recognizer's rate."""
+    """Return a recording's samples, the mean of its channels, at the recognizer's rate.
+
+    Raises:
+        ValueError: if it is too short, or has samples or a rate that cannot be used.
+    """
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    if len(samples) < SHORTEST * rate:
+        raise ValueError(f"{len(samples)} samples are too few")
+    if not np.isfinite(samples).all():
+        raise ValueError("samples are not finite")
+    if rate * RATE > LARGEST_RESAMPLER * math.gcd(rate, RATE) ** 2:
+        raise ValueError(f"{rate} Hz cannot be resampled to {RATE} Hz")
     return resample(samples.mean(1), rate)
 
 
@@ -54,7 +67,7 @@ def resample(samples: Array, rate: int) -> Array:
 
 def split(samples: Array) -> list[Array]:
     """Cut at the quietest moment of the second half of each piece; return pieces."""
-    longest = int(MODEL["longest_clip"] * RATE)
+    longest = MODEL["longest_clip"]
     block = RATE // 20
     pieces = []
     while len(samples) > longest:
@@ -71,6 +84,7 @@ class PrefixScores:
 
     def __init__(self, logs: Array) -> None:
         self.logs = logs.astype(np.float64)  # (positions, vocabulary)
+        self.probabilities = np.exp(self.logs)
         self.sums = self.logs.cumsum(0)
         self.ends_with_token = np.full((1, len(logs) + 1), -np.inf)
         self.ends_with_blank = np.concatenate(([0.0], self.sums[:, PAD]))[None]
@@ -99,7 +113,7 @@ class PrefixScores:
     def _sum(self, before: Array) -> Array:
         peak = np.maximum(before.max(1, keepdims=True), -1e30)
         with np.errstate(divide="ignore"):
-            scores: Array = np.log(np.exp(before - peak) @ np.exp(self.logs)) + peak
+            scores: Array = np.log(np.exp(before - peak) @ self.probabilities) + peak
         return scores
 
 
@@ -127,9 +141,9 @@ class Decoder:
 
     def extend(self, last: Array) -> Array:
         """Return the scores of all extensions of texts with the given last tokens."""
-        count = len(last)
-        memory = {name: np.repeat(x, count, axis=0) for name, x in self.memory.items()}
-        feed = {"tokens": last, "position": np.array([self.position]), **memory, **self.state}
+        if len(last) != len(self.memory["mask"]):
+            self.memory = {k: np.repeat(x[:1], len(last), axis=0) for k, x in self.memory.items()}
+        feed = {"tokens": last, "position": np.array([self.position]), **self.memory, **self.state}
         logs, *state = self.session.run(
             None, {name: x for name, x in feed.items() if name in self.inputs}
         )
@@ -215,7 +229,7 @@ def main() -> None:
     for path in sys.argv[1:]:
         try:
             samples = read(path)
-        except (OSError, soundfile.SoundFileError) as error:
+        except (OSError, TypeError, ValueError, soundfile.SoundFileError) as error:
             failed += 1
             print(f"skipped: {path} ({error})", file=sys.stderr)
             continue

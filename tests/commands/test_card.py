@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 import cli
-from engine import RunDirectory, read_checkpoint
 from lightning_modules.words import measure_confidence
 from tests.conftest import CONFIGS
 
@@ -33,14 +32,17 @@ def test_a_recognizer_s_card(
         assert metric["value"] == pytest.approx(scores[f"test/{metric['type']}"], abs=1e-4)
     assert re.search(r"\| wer \| [0-9.]+ \| [0-9.]+ – [0-9.]+ \|", body)
     assert "| training clips | 24, " in body
-    weights = read_checkpoint(RunDirectory(run).checkpoint("best"))["state_dict"]
-    assert f"| weights | {sum(w.numel() for w in weights.values()):,} |" in body
+    assert result["dataset"]["name"] == f"LJSpeechDataModule {tones.name}"
     assert "| encoder | AudioEncoder: bands 80, hidden_size 48" in body
     assert "Word confidence on the same clips: expected calibration error 0." in body
     assert body.rstrip().endswith("Tones only.")
     assert str(tmp_path) not in text  # nothing about the machine
     with pytest.raises(SystemExit, match="already exists"):
         cli.main(["card", str(run)])
+    record = json.loads((run / "test_metrics.json").read_text())
+    (run / "test_metrics.json").write_text(json.dumps(record | {"step": 1}))
+    cli.main(["card", str(run), "--output", str(run / "other.md")])
+    assert "Not tested." in (run / "other.md").read_text()  # the scores are of another checkpoint
 
 
 def test_a_classifier_s_card_before_its_test(run_cli: Callable[..., Path], retinas: Path) -> None:
@@ -53,6 +55,7 @@ def test_a_classifier_s_card_before_its_test(run_cli: Callable[..., Path], retin
     assert "not a medical device" in text
     assert "license" not in text.split("---\n")[1]
     assert "retinas.npz" in text
+    assert "| parameters | 224,892 |" in text  # the course's number
     (run / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(SystemExit, match="nothing was trained"):
         cli.main(["card", str(run), "--output", str(run / "other.md")])

@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 import cli
+from commands.folders import shorten_paths
 from commands.train import load
 from engine import RunDirectory
 from tests.conftest import SAMPLE_RATE, hear_tones, speak_tones
@@ -54,6 +55,8 @@ def test_a_packed_run_is_small_and_does_the_same(
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
 
+    record = json.loads((packed / "test_metrics.json").read_text())
+    assert record["checkpoint"] == "checkpoints/best.ckpt"
     with pytest.raises(SystemExit, match="already exists"):
         cli.main(["pack", str(run), "--output", str(packed)])
     longer = [*small, "--trainer.max_epochs=1"]
@@ -63,3 +66,16 @@ def test_a_packed_run_is_small_and_does_the_same(
     weights = ["--ckpt_path", str(packed / "checkpoints" / "best.ckpt")]
     with pytest.raises(SystemExit, match="weights only and cannot be resumed"):
         cli.main(["fit", *small, "--experiment", "resumed", *weights])
+
+
+def test_paths_of_this_machine_are_shortened() -> None:
+    config = {
+        "data": {"init_args": {"root": "/home/me/clips", "url": "file:///home/me/clips.tar"}},
+        "noise": ["/home/me/noise", "relative/noise"],
+        "lr": 0.1,
+    }
+    assert shorten_paths(config) == {
+        "data": {"init_args": {"root": "clips", "url": "clips.tar"}},
+        "noise": ["noise", "relative/noise"],
+        "lr": 0.1,
+    }

@@ -1,0 +1,73 @@
+"""What commands that write for other people share: new folders, no paths of this machine."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+from urllib.parse import urlparse
+
+from rich.console import Console
+
+from engine import RunDirectory
+from errors import UserError
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is: paths are neither wrapped nor read as markup."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def refuse_existing(output: Path) -> None:
+    """Raise a `UserError` if an output exists."""
+    if output.exists():
+        raise UserError(f"{output} already exists: delete it, or give another --output")
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Provide a temporary folder that becomes the output when everything is in it.
+
+    Raises:
+        UserError: if the output exists or cannot be written.
+    """
+    refuse_existing(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            temporary.rename(output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror or error})") from error
+
+
+def shorten_paths(value: Any) -> Any:
+    """Replace absolute paths in a configuration by their last part: the rest is the machine's."""
+    if isinstance(value, dict):
+        return {key: shorten_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [shorten_paths(inner) for inner in value]
+    if isinstance(value, str) and value.startswith("file:"):
+        value = urlparse(value).path
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
+
+
+def read_scores(run: RunDirectory, step: int) -> dict[str, float]:
+    """Return the scores of a run's test; none if it was not of the checkpoint of ``step``."""
+    if not run.test_metrics.is_file():
+        return {}
+    tested = json.loads(run.test_metrics.read_text(encoding="utf-8"))
+    if tested.get("step") != step:
+        make_console(stderr=True).print(
+            f"{run.test_metrics} is not of best.ckpt: its scores are left out; test the run again"
+        )
+        return {}
+    return dict(tested["metrics"])
