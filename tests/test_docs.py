@@ -115,6 +115,8 @@ def check(command: str, document: str = "") -> None:
             check_cli(args[1:], document)
         elif program in {"python", "python3"} and args[0] == "-m":
             check_module(args[1], args[2:])
+        elif program in {"python", "python3"} and Path(args[0]).name == "run.py":
+            assert list((ROOT / "commands" / "exported").glob("*.py"))  # what `export` copies
         elif program == "make":
             targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert {arg for arg in args if not re.match(r"-|\w+=", arg)} <= set(targets)
