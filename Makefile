@@ -1,18 +1,18 @@
-# make install | demo | test | test-slow | lint | types: safe to repeat; nothing up to date is rebuilt.
+# make install | demo | test | test-slow | lint | types | docs: safe to repeat; nothing up to date is rebuilt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := --config configs/asr_transformer.yaml --config configs/demo/speech.yaml --experiment demo
 
-.PHONY: install demo test test-slow lint types clean
+.PHONY: install demo test test-slow lint types docs clean
 
 install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo,dev,export,media,report,sweep]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo,dev,docs,export,media,report,sweep]'
 	@touch $@
 
 # Resumes an interrupted demo; a finished one is only tested again.
@@ -35,5 +35,8 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
