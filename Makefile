@@ -12,7 +12,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo,dev,docs,export,media,report,sweep]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo,dev,docs,export,media,report,serve,sweep]'
 	@touch $@
 
 # Resumes an interrupted demo; a finished one is only tested again.

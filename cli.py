@@ -28,6 +28,7 @@ examples:
   python cli.py report runs/asr_transformer
   python cli.py export runs/asr_transformer
   python cli.py card runs/asr_transformer --licence cc-by-4.0
+  python cli.py serve runs/asr_transformer runs/asr_lstm
   python cli.py pack runs/asr_transformer --output shared/asr_transformer
   python cli.py inspect configs/asr_transformer.yaml
   python cli.py sweep --config configs/sweeps/octmnist_cnn_learning_rate.yaml
@@ -105,6 +106,17 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--output", metavar="DIR", help="folder (default: RUN/exported)")
     export.add_argument(
         "--quantize", choices=("int8",), help="store weights in eight bits instead of 32"
+    )
+    serve = commands.add_parser("serve", help="a page in the browser that uses trained runs")
+    serve.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
+    serve.add_argument("--host", default="127.0.0.1", help="(default: %(default)s, this machine)")
+    serve.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    serve.add_argument(
+        "--max_minutes",
+        type=float,
+        metavar="N",
+        default=30,
+        help="maximum length of a recording (default: %(default)s)",
     )
     pack = commands.add_parser(
         "pack", help="copy what prediction and fine-tuning need, in half precision"
@@ -246,6 +258,11 @@ def run_own(options: argparse.Namespace, others: list[str]) -> None:
 
         folder = Path(options.output) if options.output else None
         export(Path(options.run), folder, quantize=options.quantize is not None)
+    elif options.command == "serve":
+        from commands.serve import serve
+
+        runs = [Path(path) for path in options.runs]
+        serve(runs, options.host, options.port, options.max_minutes)
     elif options.command == "pack":
         from commands.pack import pack
 

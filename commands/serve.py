@@ -1,0 +1,264 @@
+"""``serve``: a page in the browser that uses trained runs."""
+
+import atexit
+import base64
+import io
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from rich.progress import Progress
+from torch.nn.utils.rnn import pad_sequence
+
+from callbacks.speech_examples import inspect_batch
+from commands.classify import ImagePredictor
+from commands.folders import make_console
+from commands.messages import only_warnings
+from commands.train import load
+from commands.transcribe import Transcriber
+from datamodules.audio_file import open_audio
+from datamodules.medmnist import MedMNISTDataModule
+from datamodules.speech import SpeechDataModule
+from datamodules.speech_activity import Span, cut
+from datamodules.speech_dataset import SpeechBatch
+from engine import RunDirectory
+from errors import UserError
+from lightning_modules import SpeechRecognizer
+from lightning_modules.classifier import Classifier
+
+# Gradio keeps uploads there; it reads both variables when it is imported.
+UPLOADS = os.environ.setdefault("GRADIO_TEMP_DIR", mkdtemp(prefix="uploads."))
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+atexit.register(shutil.rmtree, UPLOADS, ignore_errors=True)
+try:
+    import gradio as gr
+except ImportError as error:
+    raise UserError("serve needs the package gradio: pip install '.[serve]'") from error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXAMPLES = 3
+"""Number of test clips offered as examples."""
+MAX_UPLOAD = "200mb"
+KEPT_SECONDS = 600
+"""Time after which uploads are deleted, and between two searches for them."""
+COLUMNS = ["word", "start", "end", "confidence"]
+
+
+class Recognizer:
+    """A recognizer on the page.
+
+    Args:
+        name: name of the run.
+        model: trained recognizer.
+        max_minutes: maximum length of a recording.
+    """
+
+    def __init__(self, name: str, model: SpeechRecognizer, max_minutes: float) -> None:
+        self.name = name
+        self.model = model
+        self.transcriber = Transcriber(model)
+        self.max_minutes = max_minutes
+
+    def recognize(self, path: str | None) -> tuple[str, list[list[Any]], "Figure | None"]:
+        """Return the text of a recording, its words, and a picture of its first segment.
+
+        Raises:
+            gr.Error: if there is no recording, or it cannot be used; the page shows the message.
+        """
+        if path is None:
+            raise show_error("there is no recording: record or upload one")
+        try:
+            seconds = open_audio(Path(path)).seconds
+            if seconds > 60 * self.max_minutes:
+                raise UserError(
+                    f"the recording lasts {seconds / 60:.0f} minutes; the maximum is "
+                    f"{self.max_minutes:g}"
+                )
+            ((_, found),) = self.transcriber.predict([Path(path)], Progress(disable=True))
+            if isinstance(found, UserError):
+                raise found
+        except UserError as error:
+            raise show_error(str(error), path) from error
+        (record,) = found
+        segments = record["segments"]
+        words = [
+            [word[column] for column in COLUMNS]
+            for segment in segments
+            for word in segment.get("words", ())
+        ]
+        return record["text"], words, self._draw(path, segments[0]) if segments else None
+
+    def _draw(self, path: str, segment: dict[str, Any]) -> "Figure":
+        """Draw the spectrogram and the alignment of a segment."""
+        rate = self.transcriber.sample_rate
+        span = Span(segment["start"], segment["end"])
+        (waveform,) = cut(open_audio(Path(path)).read(rate), [span], rate)
+        device = self.model.device
+        tokens = torch.tensor([self.model.vocabulary.encode(segment["text"])], device=device)
+        batch = SpeechBatch(
+            indices=torch.zeros(1, dtype=torch.long),
+            ids=("recording",),
+            waveforms=pad_sequence([waveform], batch_first=True).to(device),
+            lengths=torch.tensor([len(waveform)], device=device),
+            tokens=tokens,
+            token_lengths=torch.tensor([tokens.shape[1]]),
+            seconds=len(waveform) / rate,
+        )
+        (view,) = inspect_batch(self.model, batch, [segment["text"]])
+        return view.figure()
+
+
+class ImageReader:
+    """A classifier on the page.
+
+    Args:
+        name: name of the run.
+        predictor: predictor of the run.
+    """
+
+    def __init__(self, name: str, predictor: ImagePredictor) -> None:
+        self.name = name
+        self.predictor = predictor
+        predictor.pictures = True
+
+    def classify(self, path: str | None) -> tuple[dict[str, float], Any, Any]:
+        """Return the probabilities of an image's classes, the image and its saliency map.
+
+        Raises:
+            gr.Error: if there is no image, or it cannot be used; the page shows the message.
+        """
+        if path is None:
+            raise show_error("there is no image: upload one")
+        ((_, found),) = self.predictor.predict([Path(path)], Progress(disable=True))
+        if isinstance(found, UserError):
+            raise show_error(str(found), path)
+        record = found[0]
+        probabilities = {name: record[name] for name in self.predictor.model.class_names}
+        return probabilities, decode(record["image"]), decode(record["saliency"])
+
+
+def decode(picture: str | None) -> Image.Image | None:
+    """Return a picture of a record; None if there is none."""
+    return None if picture is None else Image.open(io.BytesIO(base64.b64decode(picture)))
+
+
+def show_error(message: str, path: str | None = None) -> gr.Error:
+    """Return an error that the page shows, without the folder of the uploaded file."""
+    if path is not None:
+        message = message.replace(path, Path(path).name)
+    return gr.Error(message, print_exception=False)
+
+
+def serve(paths: Sequence[Path], host: str, port: int, max_minutes: float) -> None:
+    """Serve a page until the process is interrupted.
+
+    Args:
+        paths: run directories of recognizers and of classifiers of images.
+        host: address to listen on; ``127.0.0.1`` is this machine only.
+        port: port to listen on.
+        max_minutes: maximum length of a recording.
+
+    Raises:
+        UserError: if a run cannot be used, or the port is in use.
+    """
+    recognizers: list[Recognizer] = []
+    readers: list[ImageReader] = []
+    examples: list[str] = []
+    console = make_console()
+    for path in paths:
+        with only_warnings():
+            model, data = load(RunDirectory(path))
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        name = path.resolve().name
+        if isinstance(model, SpeechRecognizer):
+            recognizers.append(Recognizer(name, model, max_minutes))
+            examples = examples or find_examples(data)
+        elif isinstance(model, Classifier) and isinstance(data, MedMNISTDataModule):
+            readers.append(ImageReader(name, ImagePredictor(model, data, console)))
+        else:
+            raise UserError(
+                f"{path} is a run of {type(model).__name__}: serve takes recognizers of speech and "
+                "classifiers of images"
+            )
+    page = build_page(recognizers, readers, examples)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that uploads are deleted
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MAX_UPLOAD,
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            footer_links=[],
+        )
+    except OSError as error:
+        raise UserError(f"port {port} of {host} cannot be used: give another --port") from error
+    names = ", ".join(path.resolve().name for path in paths)
+    console.print(f"{names}: http://{host}:{port} (Ctrl-C ends it)")
+    try:
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
+
+
+def find_examples(data: Any) -> list[str]:
+    """Return a few test clips of a corpus; none if it is not on this machine."""
+    if not isinstance(data, SpeechDataModule) or not data.root.exists():
+        return []
+    try:
+        transcripts = data.split_transcripts()["test"]
+    except UserError:
+        return []
+    return [str(t.path) for t in transcripts[:EXAMPLES] if t.path.is_file()]
+
+
+def build_page(
+    recognizers: Sequence[Recognizer], readers: Sequence[ImageReader], examples: list[str]
+) -> gr.Blocks:
+    """Build a page with a tab for each task, and a column for each run."""
+    with gr.Blocks(title="Trained runs", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+        if recognizers:
+            with gr.Tab("Speech"):
+                sound = gr.Audio(
+                    sources=["upload", "microphone"], type="filepath", label="Recording", buttons=[]
+                )
+                if examples:
+                    gr.Examples(examples, sound, label="Test clips")
+                button = gr.Button("Transcribe", variant="primary")
+                with gr.Row():
+                    for recognizer in recognizers:
+                        with gr.Column():
+                            outputs = [
+                                gr.Textbox(label=f"{recognizer.name}: transcript", lines=3),
+                                gr.Dataframe(
+                                    headers=COLUMNS, label="Words: times in seconds", max_height=300
+                                ),
+                                gr.Plot(label="Spectrogram and alignment of the first segment"),
+                            ]
+                            button.click(
+                                recognizer.recognize, sound, outputs, api_name=recognizer.name
+                            )
+        if readers:
+            with gr.Tab("Images"):
+                image = gr.File(type="filepath", label="Image")  # gr.Image refuses 16 bits
+                button = gr.Button("Classify", variant="primary")
+                with gr.Row():
+                    for reader in readers:
+                        with gr.Column():
+                            results = [
+                                gr.Label(label=f"{reader.name}: probabilities"),
+                                gr.Image(label="Image as the classifier reads it"),
+                                gr.Image(label="Integrated gradients of the predicted class"),
+                            ]
+                            button.click(reader.classify, image, results, api_name=reader.name)
+    return page

@@ -1,0 +1,186 @@
+"""``serve``: the page gives what ``predict`` gives, and nothing else of the machine."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+import cli
+from datamodules.demo_speech.espeak import SAMPLE_RATE, Voice, link_data, speak
+from tests.conftest import CONFIGS, ROOT, SMALL_MODEL
+
+gradio_client = pytest.importorskip("gradio_client", reason="the extra serve is not installed")
+pytest.importorskip("espeakng_loader", reason="the extra demo is not installed")
+
+MAX_MINUTES = 0.5
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tones: Path, retinas: Path) -> Path:
+    """A recognizer ``speech`` and a classifier ``images``, briefly trained."""
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "speech.yaml").write_text(SMALL_MODEL)
+    handler = signal.getsignal(signal.SIGINT)
+    here = ["--trainer.default_root_dir", str(folder / "runs"), "--trainer.max_epochs=5"]
+    here.append("--trainer.enable_progress_bar=false")
+    speech = ["--config", str(folder / "speech.yaml"), "--data.init_args.root", str(tones)]
+    images = ["--config", str(CONFIGS / "octmnist_cnn.yaml"), "--experiment", "images"]
+    try:
+        cli.main(["fit", *speech, *here])
+        cli.main(["fit", *images, f"--data.init_args.file={retinas}", *here])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, retinas: Path) -> Path:
+    """A spoken sentence, a long recording, a text and a scan."""
+    folder = tmp_path_factory.mktemp("files")
+    with link_data() as data:
+        sound = speak("a sentence that is long enough", Voice(), data)
+    soundfile.write(folder / "spoken.wav", sound, SAMPLE_RATE)
+    soundfile.write(folder / "long.wav", np.zeros(int(61 * MAX_MINUTES * 8_000)), 8_000)
+    (folder / "text.wav").write_text("no sound " * 50)
+    Image.fromarray(np.load(retinas)["test_images"][0]).save(folder / "scan.png")
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(runs: Path, port: int, uploads: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "cli.py"), "serve", str(runs / "speech")]
+    command += [str(runs / "images"), "--port", str(port), "--max_minutes", str(MAX_MINUTES)]
+    environment = os.environ | {"TMPDIR": str(uploads)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def address(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running server; afterwards nothing that was uploaded is left."""
+    uploads = tmp_path_factory.mktemp("uploads")
+    port = free_port()
+    server = start(runs, port, uploads)
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    assert line == f"speech, images: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    assert server.wait(30) == 143
+    server.stdout.close()
+    assert list(uploads.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[object]:
+    client = gradio_client.Client(address, verbose=False)
+    yield client
+    client.close()
+
+
+def predict(capsys: pytest.CaptureFixture[str], run: Path, path: Path) -> dict[str, object]:
+    capsys.readouterr()
+    cli.main(["predict", str(run), str(path), "--format", "jsonl"])
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def ask(client: object, path: Path, run: str) -> tuple[object, ...]:
+    found: tuple[object, ...] = client.predict(  # type: ignore[attr-defined]
+        gradio_client.handle_file(str(path)), api_name=f"/{run}"
+    )
+    return found
+
+
+def test_the_page_gives_what_predict_gives(
+    client: object, runs: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = predict(capsys, runs / "speech", files / "spoken.wav")
+    text, words, picture = ask(client, files / "spoken.wav", "speech")
+    assert text == record["text"]
+    assert text
+    assert isinstance(words, dict)
+    assert [row[0] for row in words["data"]] == str(text).split()
+    assert picture is not None
+    expected = predict(capsys, runs / "images", files / "scan.png")
+    probabilities, shown, saliency = ask(client, files / "scan.png", "images")
+    assert isinstance(probabilities, dict)
+    assert shown != saliency
+    for found in probabilities["confidences"]:
+        assert found["confidence"] == pytest.approx(expected[found["label"]], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "message"),
+    [
+        ("text.wav", "speech", "text.wav (is not an audio file|has no sound)"),
+        ("long.wav", "speech", "the recording lasts 1 minutes; the maximum is 0.5"),
+        ("text.wav", "images", "text.wav is not an image"),
+    ],
+)
+def test_unusable_files_are_refused_with_a_sentence(
+    client: object, files: Path, name: str, run: str, message: str
+) -> None:
+    with pytest.raises(gradio_client.exceptions.AppError, match=message) as raised:
+        ask(client, files / name, run)
+    assert "uploads" not in str(raised.value)  # no folder of this machine
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../setup.cfg", "setup.cfg", "{root}/cli.py"])
+def test_no_file_of_the_machine_can_be_read(address: str, path: str) -> None:
+    with pytest.raises(HTTPError) as refused:
+        urlopen(f"{address}/gradio_api/file={path.format(root=ROOT)}")
+    assert refused.value.code in (403, 404)
+    refused.value.close()
+
+
+def test_a_used_port_is_named(address: str, runs: Path, tmp_path: Path) -> None:
+    port = address.rpartition(":")[2]
+    command = [sys.executable, str(ROOT / "cli.py"), "serve", str(runs / "images")]
+    done = subprocess.run([*command, "--port", port], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"error: port {port} of 127.0.0.1 cannot be used" in done.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_in_a_browser(
+    address: str, runs: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    expected = predict(capsys, runs / "speech", files / "spoken.wav")["text"]
+    requested: list[str] = []
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: requested.append(request.url))
+        page.goto(address)
+        page.locator("input[type=file]").first.set_input_files(files / "spoken.wav")
+        page.get_by_text("0:0").first.wait_for()  # the length of the recording
+        page.get_by_role("button", name="Transcribe").click()
+        transcript = page.locator("textarea").first
+        deadline = time.monotonic() + 60
+        while transcript.input_value() != expected:
+            assert time.monotonic() < deadline
+            page.wait_for_timeout(200)
+        page.locator("img[alt], canvas, .plot-container img, img").last.wait_for()
+        browser.close()
+    outside = [url for url in requested if not url.startswith((address, "data:", "blob:"))]
+    assert outside == []
