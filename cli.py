@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--quantize", choices=("int8",), help="store weights in eight bits instead of 32"
     )
-    serve = commands.add_parser("serve", help="a page in the browser that uses trained runs")
+    serve = commands.add_parser("serve", help="open a web page for trying out trained runs")
     serve.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
     serve.add_argument("--host", default="127.0.0.1", help="(default: %(default)s, this machine)")
     serve.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")

@@ -69,11 +69,12 @@ class ImagePredictor:
                 self._said.add(note)
                 self.messages.print(f"converted: {note}")
             images = np.split(pixels, range(BATCH, len(pixels), BATCH))
-            found = [record for part in images for record in self._classify(part)]
+            found = [record for part in images for record in self.classify(part)]
             named = [{"file": str(path), "index": i} | record for i, record in enumerate(found)]
             yield path, named
 
-    def _classify(self, pixels: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    def classify(self, pixels: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """Return a record of each image of `read_images`, without ``file`` and ``index``."""
         images = torch.from_numpy(pixels)
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
         count = len(images)

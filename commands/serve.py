@@ -1,15 +1,14 @@
 """``serve``: a page in the browser that uses trained runs."""
 
-import atexit
 import base64
 import io
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,19 +23,19 @@ from commands.messages import only_warnings
 from commands.train import load
 from commands.transcribe import Transcriber
 from datamodules.audio_file import open_audio
+from datamodules.image_file import read_images
 from datamodules.medmnist import MedMNISTDataModule
 from datamodules.speech import SpeechDataModule
-from datamodules.speech_activity import Span, cut
+from datamodules.speech_activity import Span, cut, load_detector
 from datamodules.speech_dataset import SpeechBatch
 from engine import RunDirectory
 from errors import UserError
 from lightning_modules import SpeechRecognizer
 from lightning_modules.classifier import Classifier
 
-# Gradio keeps uploads there; it reads both variables when it is imported.
-UPLOADS = os.environ.setdefault("GRADIO_TEMP_DIR", mkdtemp(prefix="uploads."))
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-atexit.register(shutil.rmtree, UPLOADS, ignore_errors=True)
+# Gradio reads both on import.
+UPLOADS = TemporaryDirectory(prefix="uploads.")
+os.environ |= {"GRADIO_TEMP_DIR": UPLOADS.name, "GRADIO_ANALYTICS_ENABLED": "False"}
 try:
     import gradio as gr
 except ImportError as error:
@@ -48,8 +47,10 @@ if TYPE_CHECKING:
 EXAMPLES = 3
 """Number of test clips offered as examples."""
 MAX_UPLOAD = "200mb"
-KEPT_SECONDS = 600
-"""Time after which uploads are deleted, and between two searches for them."""
+CHECK_SECONDS, KEPT_SECONDS = 60, 3600
+"""Interval between checks for old uploads, and the age at which they are deleted."""
+LOCK = Lock()
+"""Held while a model works: models and the detector of speech have state."""
 COLUMNS = ["word", "start", "end", "confidence"]
 
 
@@ -60,13 +61,16 @@ class Recognizer:
         name: name of the run.
         model: trained recognizer.
         max_minutes: maximum length of a recording.
+
+    Raises:
+        UserError: if silero-vad is not installed.
     """
 
     def __init__(self, name: str, model: SpeechRecognizer, max_minutes: float) -> None:
+        load_detector()
         self.name = name
         self.model = model
-        self.transcriber = Transcriber(model)
-        self.max_minutes = max_minutes
+        self.transcriber = Transcriber(model, max_seconds=60 * max_minutes)
 
     def recognize(self, path: str | None) -> tuple[str, list[list[Any]], "Figure | None"]:
         """Return the text of a recording, its words, and a picture of its first segment.
@@ -76,26 +80,19 @@ class Recognizer:
         """
         if path is None:
             raise show_error("there is no recording: record or upload one")
-        try:
-            seconds = open_audio(Path(path)).seconds
-            if seconds > 60 * self.max_minutes:
-                raise UserError(
-                    f"the recording lasts {seconds / 60:.0f} minutes; the maximum is "
-                    f"{self.max_minutes:g}"
-                )
+        with LOCK:
             ((_, found),) = self.transcriber.predict([Path(path)], Progress(disable=True))
             if isinstance(found, UserError):
-                raise found
-        except UserError as error:
-            raise show_error(str(error), path) from error
-        (record,) = found
-        segments = record["segments"]
+                raise show_error(str(found), path)
+            (record,) = found
+            segments = record["segments"]
+            picture = self._draw(path, segments[0]) if segments else None
         words = [
             [word[column] for column in COLUMNS]
             for segment in segments
             for word in segment.get("words", ())
         ]
-        return record["text"], words, self._draw(path, segments[0]) if segments else None
+        return record["text"], words, picture
 
     def _draw(self, path: str, segment: dict[str, Any]) -> "Figure":
         """Draw the spectrogram and the alignment of a segment."""
@@ -138,10 +135,15 @@ class ImageReader:
         """
         if path is None:
             raise show_error("there is no image: upload one")
-        ((_, found),) = self.predictor.predict([Path(path)], Progress(disable=True))
-        if isinstance(found, UserError):
-            raise show_error(str(found), path)
-        record = found[0]
+        data = self.predictor.data
+        try:
+            pixels, _ = read_images(Path(path), data.size, data.channels)
+            if len(pixels) > 1:
+                raise UserError(f"{path} has {len(pixels)} images: upload them one by one")
+            with LOCK:
+                (record,) = self.predictor.classify(pixels)
+        except UserError as error:
+            raise show_error(str(error), path) from error
         probabilities = {name: record[name] for name in self.predictor.model.class_names}
         return probabilities, decode(record["image"]), decode(record["saliency"])
 
@@ -168,12 +170,46 @@ def serve(paths: Sequence[Path], host: str, port: int, max_minutes: float) -> No
         max_minutes: maximum length of a recording.
 
     Raises:
-        UserError: if a run cannot be used, or the port is in use.
+        UserError: if a run or the port cannot be used.
     """
+    if not 0 < port < 2**16:
+        raise UserError(f"port {port} does not exist: give --port 1 … 65535")
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, lambda number, _: sys.exit(128 + number))  # uploads are deleted then
+    with UPLOADS:
+        page = build_page(*load_runs(paths, max_minutes))
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=MAX_UPLOAD,
+                theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).partition(".")[0]
+            raise UserError(
+                f"{host}:{port} cannot be used ({reason}): give another --port"
+            ) from error
+        try:
+            names = ", ".join(path.resolve().name for path in paths)
+            make_console().print(f"{names}: {page.local_url} (Ctrl-C ends it)")
+            Event().wait()
+        finally:
+            page.close(verbose=False)
+
+
+def load_runs(
+    paths: Sequence[Path], max_minutes: float
+) -> tuple[list[Recognizer], list[ImageReader], list[str]]:
+    """Return the recognizers, the classifiers, and recordings to try."""
     recognizers: list[Recognizer] = []
     readers: list[ImageReader] = []
     examples: list[str] = []
-    console = make_console()
     for path in paths:
         with only_warnings():
             model, data = load(RunDirectory(path))
@@ -183,32 +219,14 @@ def serve(paths: Sequence[Path], host: str, port: int, max_minutes: float) -> No
             recognizers.append(Recognizer(name, model, max_minutes))
             examples = examples or find_examples(data)
         elif isinstance(model, Classifier) and isinstance(data, MedMNISTDataModule):
-            readers.append(ImageReader(name, ImagePredictor(model, data, console)))
+            predictor = ImagePredictor(model, data, make_console(stderr=True))
+            readers.append(ImageReader(name, predictor))
         else:
             raise UserError(
-                f"{path} is a run of {type(model).__name__}: serve takes recognizers of speech and "
+                f"{path} is a run of {type(model).__name__}: serve needs speech recognizers or "
                 "classifiers of images"
             )
-    page = build_page(recognizers, readers, examples)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that uploads are deleted
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=MAX_UPLOAD,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-            footer_links=[],
-        )
-    except OSError as error:
-        raise UserError(f"port {port} of {host} cannot be used: give another --port") from error
-    names = ", ".join(path.resolve().name for path in paths)
-    console.print(f"{names}: http://{host}:{port} (Ctrl-C ends it)")
-    try:
-        page.block_thread()
-    finally:
-        page.close(verbose=False)
+    return recognizers, readers, examples
 
 
 def find_examples(data: Any) -> list[str]:
@@ -226,7 +244,7 @@ def build_page(
     recognizers: Sequence[Recognizer], readers: Sequence[ImageReader], examples: list[str]
 ) -> gr.Blocks:
     """Build a page with a tab for each task, and a column for each run."""
-    with gr.Blocks(title="Trained runs", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+    with gr.Blocks(title="Trained runs", delete_cache=(CHECK_SECONDS, KEPT_SECONDS)) as page:
         if recognizers:
             with gr.Tab("Speech"):
                 sound = gr.Audio(
@@ -241,7 +259,10 @@ def build_page(
                             outputs = [
                                 gr.Textbox(label=f"{recognizer.name}: transcript", lines=3),
                                 gr.Dataframe(
-                                    headers=COLUMNS, label="Words: times in seconds", max_height=300
+                                    headers=COLUMNS,
+                                    label="Words: times in seconds",
+                                    max_height=300,
+                                    visible=recognizer.model.network.ctc_head is not None,
                                 ),
                                 gr.Plot(label="Spectrogram and alignment of the first segment"),
                             ]

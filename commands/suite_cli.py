@@ -284,7 +284,7 @@ class SuiteCLI(LightningCLI):
             at = "a step of the model" if batch is None else describe(batch)
             raise UserError(
                 f"out of memory ({str(error).partition('. ')[0]}) at {at}: lower "
-                "--data.init_args.batch_size"
+                "--data.init_args.batch_size, or max_batch_seconds"
             ) from error
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             raise SystemExit(130)  # Lightning's own is 1

@@ -74,13 +74,21 @@ class Transcriber:
     Args:
         model: trained recognizer.
         each_channel: whether to transcribe every channel, instead of their mean.
+        max_seconds: maximum length of a recording; None for no limit.
     """
 
     suffixes: Sequence[str] = (*AUDIO_SUFFIXES, *MEDIA_SUFFIXES)
     formats: Sequence[str] = ("txt", "csv", "jsonl", "srt", "vtt")
 
-    def __init__(self, model: SpeechRecognizer, *, each_channel: bool = False) -> None:
+    def __init__(
+        self,
+        model: SpeechRecognizer,
+        *,
+        each_channel: bool = False,
+        max_seconds: float | None = None,
+    ) -> None:
         self.model = model
+        self.max_seconds = max_seconds
         self.each_channel = each_channel
         self.sample_rate = model.network.features.sample_rate
 
@@ -163,6 +171,10 @@ class Transcriber:
         samples = 0
         for block in file.read(DETECTOR_RATE, channel):
             samples += len(block)
+            if self.max_seconds is not None and samples > self.max_seconds * DETECTOR_RATE:
+                raise UserError(
+                    f"{file.path} is longer than the maximum of {self.max_seconds / 60:g} minutes"
+                )
             if file.seconds:
                 show(min(samples / DETECTOR_RATE / file.seconds, 1.0))
             yield block

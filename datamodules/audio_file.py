@@ -22,6 +22,11 @@ MEDIA_SUFFIXES = (
     *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".3gp"),
 )
 """Further suffixes of recordings; most need FFmpeg."""
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg,mp3,flac,wav,w64,aac,ac3,amr,amrnb,amrwb,asf,aiff,au,"
+    "avi,caf,flv,mpeg,mpegts"
+)
+"""Formats that FFmpeg may read."""
 BLOCK_SECONDS = 10
 SHORTEST = 0.05
 """Minimum length of a recording in seconds; a spoken sound is longer."""
@@ -176,10 +181,14 @@ def open_media(path: Path) -> MediaFile:
 
 
 def open_container(path: Path) -> Any:
-    """Open a file with FFmpeg; its name is no URL, and its tags may have any encoding."""
+    """Open a file with FFmpeg; its name is no URL, and its tags may have any encoding.
+
+    Playlists are refused: they name other files, which the owner of this one may not read.
+    """
     import av
 
-    return av.open(f"file:{path}", metadata_errors="ignore")
+    options = {"format_whitelist": FORMATS}
+    return av.open(f"file:{path}", metadata_errors="ignore", options=options)
 
 
 def regroup(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -10,6 +10,10 @@ from urllib.parse import unquote
 
 import pytest
 
+import callbacks
+import datamodules
+import lightning_modules
+import metrics
 import networks
 from tests.conftest import ROOT
 
@@ -49,6 +53,8 @@ def test_included_parts_are_there(site: Path) -> None:
     assert "--8<--" not in use
     extend = (site / "how_to" / "extend" / "index.html").read_text(encoding="utf-8")
     assert "TinyNetwork" in extend
-    reference = (site / "reference" / "networks" / "index.html").read_text(encoding="utf-8")
-    missing = [name for name in networks.__all__ if f'id="networks.{name}"' not in reference]
-    assert missing == []
+    for room in (callbacks, datamodules, lightning_modules, metrics, networks):
+        name = room.__name__
+        reference = (site / "reference" / name / "index.html").read_text(encoding="utf-8")
+        missing = [part for part in room.__all__ if f'id="{name}.{part}"' not in reference]
+        assert missing == []

@@ -113,6 +113,17 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
     refuse("cut.mp3", "cut off: it ends after [0-9.]* of 20.0 s")
 
 
+def test_playlists_are_refused(tmp_path: Path) -> None:
+    """A playlist would have FFmpeg read other files of the machine."""
+    write_media(tmp_path / "private.m4a", make_sound(48_000), 48_000, "aac")
+    soundfile.write(tmp_path / "private.mp3", make_sound(48_000), 48_000)
+    for name in ("private.m4a", "private.mp3"):
+        lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:3", "#EXTINF:2.3,", f"file:{tmp_path / name}"]
+        (tmp_path / "list.m3u8").write_text("\n".join([*lines, "#EXT-X-ENDLIST", ""]))
+        with pytest.raises(UserError, match="not an audio file"):
+            open_audio(tmp_path / "list.m3u8")
+
+
 def test_times_of_a_video_count_from_its_start(tmp_path: Path) -> None:
     """The sound begins two seconds after the file, and pauses for one."""
     rate, pauses = 48_000, (2.0, 1.0)
