@@ -10,10 +10,11 @@ Silence, noise and tones of a minute must give no text.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -25,26 +26,23 @@ from datamodules.clips import read_clip
 from engine import RunDirectory
 from metrics import WordErrorRate
 
-MEASURE = """
-import resource, sys
-import cli
-cli.main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
-"""
+CLI = Path(__file__).parent.parent / "cli.py"
 SILENT = 0.01
 """Amplitude below which the ends of a clip count as silence."""
 
 
 def transcribe(run: Path, *files: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the records of ``predict`` and its peak memory in MiB."""
-    command = [sys.executable, "-c", MEASURE, "predict", str(run), *map(str, files)]
-    done = subprocess.run(
-        [*command, "--format", "jsonl"], check=False, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
-    records = [json.loads(line) for line in done.stdout.splitlines()]
-    return records, int(done.stderr.split()[-1])
+    command = [sys.executable, str(CLI), "predict", str(run), *map(str, files)]
+    with TemporaryFile("w+") as output:
+        process = subprocess.Popen([*command, "--format", "jsonl"], stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"predict ended with status {process.returncode}")
+        output.seek(0)
+        records = [json.loads(line) for line in output]
+    return records, usage.ru_maxrss // 1024
 
 
 def error_rate(predictions: list[str], references: list[str]) -> float:
