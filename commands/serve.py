@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from rich.progress import Progress
-from torch.nn.utils.rnn import pad_sequence
 
 from callbacks.speech_examples import inspect_batch
 from commands.classify import ImagePredictor
@@ -104,7 +103,7 @@ class Recognizer:
         batch = SpeechBatch(
             indices=torch.zeros(1, dtype=torch.long),
             ids=("recording",),
-            waveforms=pad_sequence([waveform], batch_first=True).to(device),
+            waveforms=waveform[None].to(device),
             lengths=torch.tensor([len(waveform)], device=device),
             tokens=tokens,
             token_lengths=torch.tensor([tokens.shape[1]]),
