@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -82,22 +83,35 @@ def start(runs: Path, port: int, uploads: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+class Server(NamedTuple):
+    """A running server."""
+
+    address: str
+    pid: int
+
+
 @pytest.fixture(scope="module")
-def address(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running server; afterwards nothing that was uploaded is left."""
+def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server; afterwards nothing that was uploaded is left."""
     uploads = tmp_path_factory.mktemp("uploads")
     port = free_port()
-    server = start(runs, port, uploads)
-    assert server.stdout is not None
+    process = start(runs, port, uploads)
+    assert process.stdout is not None
     try:
-        line = server.stdout.readline()
+        line = process.stdout.readline()
         assert line == f"speech, other, images: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
-        yield f"http://127.0.0.1:{port}"
+        yield Server(f"http://127.0.0.1:{port}", process.pid)
     finally:
-        server.terminate()
-        assert server.wait(30) == 143
-        server.stdout.close()
+        process.terminate()
+        assert process.wait(30) == 143
+        process.stdout.close()
     assert list(uploads.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def address(server: Server) -> str:
+    """The address of a running server."""
+    return server.address
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +176,29 @@ def test_the_page_gives_what_predict_gives_and_nothing_else(
     done = subprocess.run([*command, "--port", port], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"error: 127.0.0.1:{port} cannot be used" in done.stderr
+
+
+def resident(pid: int) -> float:
+    """Return a process's resident memory in MiB."""
+    (line,) = re.findall(
+        r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+    )
+    return int(line) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_memory_does_not_grow_with_the_requests(
+    server: Server, client: object, files: Path
+) -> None:
+    def ask_all(times: int) -> float:
+        for _ in range(times):
+            ask(client, files / "spoken.wav", "speech")
+            ask(client, files / "scan.png", "images")
+        return resident(server.pid)
+
+    before = ask_all(5)
+    after = ask_all(20); print("RSS", before, after)
+    assert after - before < 30  # MiB; the picture of one request has 2 MiB
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
