@@ -197,7 +197,7 @@ def test_memory_does_not_grow_with_the_requests(
         return resident(server.pid)
 
     before = ask_all(5)
-    after = ask_all(20); print("RSS", before, after)
+    after = ask_all(20)
     assert after - before < 30  # MiB; the picture of one request has 2 MiB
 
 
