@@ -238,7 +238,7 @@ def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[d
         batch = dataset[[index[clip.id]]]
         (view,) = inspect_batch(model, batch, [clip.prediction])
         picture = io.BytesIO()
-        view.figure().savefig(picture, format="png", dpi=60)
+        view.image().save(picture, format="png")
         sound = io.BytesIO()
         soundfile.write(sound, batch.waveforms[0].numpy(), data.sample_rate, format="OGG")
         shown.append(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -40,9 +40,6 @@ try:
 except ImportError as error:
     raise UserError("serve needs the package gradio: pip install '.[serve]'") from error
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 EXAMPLES = 3
 """Number of test clips offered as examples."""
 MAX_UPLOAD = "200mb"
@@ -71,7 +68,7 @@ class Recognizer:
         self.model = model
         self.transcriber = Transcriber(model, max_seconds=60 * max_minutes)
 
-    def recognize(self, path: str | None) -> tuple[str, list[list[Any]], "Figure | None"]:
+    def recognize(self, path: str | None) -> tuple[str, list[list[Any]], Image.Image | None]:
         """Return the text of a recording, its words, and a picture of its first segment.
 
         Raises:
@@ -93,7 +90,7 @@ class Recognizer:
         ]
         return record["text"], words, picture
 
-    def _draw(self, path: str, segment: dict[str, Any]) -> "Figure":
+    def _draw(self, path: str, segment: dict[str, Any]) -> Image.Image:
         """Draw the spectrogram and the alignment of a segment."""
         rate = self.transcriber.sample_rate
         span = Span(segment["start"], segment["end"])
@@ -110,7 +107,7 @@ class Recognizer:
             seconds=len(waveform) / rate,
         )
         (view,) = inspect_batch(self.model, batch, [segment["text"]])
-        return view.figure()
+        return view.image()
 
 
 class ImageReader:
@@ -263,7 +260,7 @@ def build_page(
                                     max_height=300,
                                     visible=recognizer.model.network.ctc_head is not None,
                                 ),
-                                gr.Plot(label="Spectrogram and alignment of the first segment"),
+                                gr.Image(label="Spectrogram and alignment of the first segment"),
                             ]
                             button.click(
                                 recognizer.recognize, sound, outputs, api_name=recognizer.name

@@ -190,14 +190,13 @@ class SpeechRecognizer(TrainingModule):
         """Discard the words of an interrupted validation."""
         self._scored_words = []
 
-    def validation_step(self, batch: SpeechBatch) -> None:
-        """Evaluate a batch, and collect its words to calibrate their confidence."""
+    def validation_step(self, batch: SpeechBatch) -> dict[str, list[Any]]:
+        """Evaluate a batch like `test_step`, and collect its words to calibrate confidence."""
         found = self._evaluate(batch, self.val_losses, self.val_scores, self.decoding)
-        if self.network.ctc_head is None:
-            return
-        for words, reference in zip(found["words"], found["references"], strict=True):
+        for words, reference in zip(found.get("words", ()), found["references"], strict=False):
             correct = mark_correct([word.text for word in words], reference.split())
             self._scored_words += zip([word.score for word in words], correct, strict=True)
+        return found
 
     def on_validation_epoch_end(self) -> None:
         """Calibrate the confidence of words."""

@@ -1,11 +1,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks.speech_examples import View
+from callbacks.speech_examples import BAND_HEIGHT, CAPTION, MARGIN, ROW_HEIGHT, WIDTH, View
 from tests.conftest import SAMPLE_RATE
 
 
@@ -33,7 +34,15 @@ def test_tensorboard_has_figures_and_texts_of_each_epoch_and_the_audio_once(
 
 
 def test_a_view_draws_the_text_beside_its_alignment() -> None:
-    view = View(torch.rand(80, 30), torch.rand(6, 15).softmax(-1), "a b c")
-    above, below = view.figure().axes
-    assert [axes.images[0].get_size() for axes in (above, below)] == [(80, 30), (6, 15)]
-    assert [text.get_text() for text in below.texts] == list("a␣b␣c")
+    """Each character stands left of its row, and the row is brightest where it attends."""
+    alignment = torch.zeros(6, 10)
+    alignment[torch.arange(6), torch.tensor([0, 2, 4, 6, 8, 9])] = 1
+    view = View(torch.rand(80, 30), alignment, "abcde")
+    pixels = np.asarray(view.image()).astype(int)
+    top = BAND_HEIGHT * 80 + CAPTION
+    for row, position in enumerate([0, 2, 4, 6, 8, 9]):
+        line = pixels[top + row * ROW_HEIGHT + ROW_HEIGHT // 2, MARGIN:]
+        assert line.sum(-1).argmax() // (WIDTH // 10) == position
+    names = pixels[top : top + 6 * ROW_HEIGHT, :MARGIN].reshape(6, ROW_HEIGHT, MARGIN, 3)
+    inked = (names < 255).any((1, 2, 3))
+    assert inked.tolist() == [True] * 5 + [False]  # the last row predicts the stop token
