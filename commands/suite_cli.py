@@ -39,6 +39,7 @@ from engine import (
     RunCheckpoint,
     RunDirectory,
     RunStatistics,
+    choose_precision,
     describe,
     find_weights,
     group_parameters,
@@ -46,6 +47,7 @@ from engine import (
     is_lost_peer,
     read_checkpoint,
 )
+from engine.reproducibility import KEY
 from errors import UserError
 from lightning_modules.schedules import WarmupLinearDecay, count_steps
 
@@ -70,6 +72,7 @@ class SuiteCLI(LightningCLI):
     checkpoint: Path | None
     initial_checkpoint: Path | None
     resume_step: int
+    resume_precision: str | None
 
     # ------------------------------------------------------------------ the command line
 
@@ -148,10 +151,11 @@ class SuiteCLI(LightningCLI):
         self.initial_checkpoint = None
         if config.init_from is not None and self.subcommand == "fit" and self.checkpoint is None:
             self.initial_checkpoint = find_weights(config.init_from)
-        self.resume_step = 0
+        self.resume_step, self.resume_precision = 0, None
         if self.checkpoint is not None:
             checkpoint = read_checkpoint(self.checkpoint)
             self.resume_step = checkpoint["global_step"]
+            self.resume_precision = checkpoint.get(KEY, {}).get("precision")
             if self.subcommand == "fit" and "optimizer_states" not in checkpoint:
                 raise UserError(
                     f"{self.checkpoint} has weights only and cannot be resumed: start a run from "
@@ -193,6 +197,10 @@ class SuiteCLI(LightningCLI):
         # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
         engine = [OptimizerSettings(), Reproducibility(seed)]
         kwargs["callbacks"] = [self.shutdown, *(trainer.callbacks or []), *engine]
+        mixed = getattr(self.model, "mixed_precision", False)
+        if self.subcommand == "fit" and trainer.precision is None and mixed:
+            kwargs["precision"] = self.resume_precision or choose_precision(trainer.accelerator)
+            rank_zero_info(f"Precision: {kwargs['precision']} (change it with --trainer.precision)")
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif trainer.logger is not False:

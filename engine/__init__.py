@@ -12,6 +12,7 @@ from engine.initialization import find_weights, group_parameters, initialize_fro
 from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
 from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings
+from engine.precision import choose_precision
 from engine.reproducibility import Reproducibility
 from engine.run_directory import RunDirectory, read_checkpoint
 from engine.run_statistics import RunStatistics
@@ -32,6 +33,7 @@ __all__ = [
     "RunDirectory",
     "RunStatistics",
     "TrainingModule",
+    "choose_precision",
     "describe",
     "end_workers",
     "find_weights",

@@ -64,7 +64,11 @@ class Reproducibility(Callback):
             UserError: if the resumed run would not see the same batches as the original run.
         """
         self._connect(trainer)
-        self._identity = {"seed": self.seed, "processes": trainer.world_size}
+        self._identity = {
+            "seed": self.seed,
+            "processes": trainer.world_size,
+            "precision": trainer.precision,
+        }
         if self._loader is not None:
             self._identity |= {
                 "batches": len(self._loader),

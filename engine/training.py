@@ -34,10 +34,12 @@ class TrainingModule(LightningModule):
 
     Attributes:
         batch_type: class of the batches that the task accepts.
+        mixed_precision: whether training may use bfloat16 unless the configuration says otherwise.
         current_batch: latest batch of any stage; None before the first.
     """
 
     batch_type: type = object
+    mixed_precision = False
     current_batch: Any = None
 
     def __init__(self) -> None:

@@ -103,6 +103,8 @@ class ImageClassifier(Classifier):
             whose class does not depend on left and right.
     """
 
+    mixed_precision = True
+
     def __init__(
         self,
         network: nn.Module,

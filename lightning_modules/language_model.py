@@ -28,6 +28,7 @@ class LanguageModel(TrainingModule):
     """
 
     batch_type = TextBatch
+    mixed_precision = True
 
     def __init__(self, network: CharacterLanguageModel, vocabulary: CharacterVocabulary) -> None:
         super().__init__()

@@ -55,6 +55,7 @@ class SpeechRecognizer(TrainingModule):
     """
 
     batch_type = SpeechBatch
+    mixed_precision = True
 
     def __init__(
         self,

@@ -107,8 +107,6 @@ def test_language_model(tones: Path, run_cli: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name: str, retinas: Path, run_cli: Callable[..., Path]) -> None:
     args = [*layered(IMAGES[name]), f"--data.init_args.file={retinas}"]
-    if "best" in name:  # some CPUs emulate bfloat16, a hundred times slower
-        args += ["--trainer.precision=32-true"]
     run = check_fit_and_test(args, ["loss"], IMAGE_SCORES, IMAGE_TEST_SCORES, run_cli)
     run_cli("predict", *args)
     lines = (run / "predictions.csv").read_text(encoding="utf-8").splitlines()

@@ -79,7 +79,7 @@ def test_a_network_with_batch_norm_keeps_its_statistics(
     retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
 ) -> None:
     args = ["--config", str(CONFIGS / "octmnist_best.yaml"), f"--data.init_args.file={retinas}"]
-    args += ["--model.init_args.network.init_args.widths=[4,8]", "--trainer.precision=32-true"]
+    args += ["--model.init_args.network.init_args.widths=[4,8]"]
     args += ["--data.init_args.max_images=60", "--trainer.max_epochs=1"]
     first = run_cli("fit", *args).rename(tmp_path / "first")
     before = weights_of(first)

@@ -41,7 +41,7 @@ def arguments(task: str, small: list[str], retinas: Path) -> list[str]:
         args = ["--config", str(CONFIGS / "boolean_perceptron.yaml")]
         args += ["--data.init_args.dimension=4", "--data.init_args.batch_size=4"]
     elif task == "best":
-        args = image_arguments("best", retinas, "--trainer.precision=32-true")
+        args = image_arguments("best", retinas)
         network = "--model.init_args.network.init_args"
         args += [f"{network}.widths=[4,8]", f"{network}.blocks=1"]
     elif task == "scratch":
