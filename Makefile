@@ -1,11 +1,11 @@
-# make install | demo | test | test-slow | lint | types | docs: safe to repeat; nothing up to date is rebuilt.
+# make install | demo | test | test-slow | lint | types | bench | docs: safe to repeat; nothing up to date is rebuilt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := --config configs/asr_transformer.yaml --config configs/demo/speech.yaml --experiment demo
 
-.PHONY: install demo test test-slow lint types docs clean
+.PHONY: install demo test test-slow lint types bench docs clean
 
 install: $(INSTALLED)
 
@@ -34,6 +34,11 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+# At most 20 minutes on two cores; SPEECH=FOLDER takes a corpus in LJ Speech's layout instead of noise.
+bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	$(BIN)/python -m benchmarks $(if $(SPEECH),--speech $(SPEECH))
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -10,9 +10,9 @@ naive form computes the truncated series by its definition.
 import argparse
 import math
 import os
+import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.harness import stopwatch
 from networks.attention import (
     count_features,
     maclaurin_attention,
@@ -78,15 +79,17 @@ def lengths_up_to(longest: int, form: str) -> list[int]:
     return [2**n for n in range(8, int(math.log2(longest)) + 1)]
 
 
-def seconds(function: Callable[[], None], budget: float = 0.3) -> float:
-    """Return the shortest time of the calls that fit into the budget, at least one, in seconds."""
-    best, spent = math.inf, 0.0
-    while spent < budget:
-        start = time.perf_counter()
-        function()
-        took = time.perf_counter() - start
-        best, spent = min(best, took), spent + took
-    return best
+def take_turns(calls: dict[str, Callable[[], None]], budget: float = 1.0) -> dict[str, float]:
+    """Call all in turn until the budget is spent; return each one's median time in seconds.
+
+    The first round warms up, and counts only if it is longer than the budget: what a first call
+    loads and caches is then no part of it.
+    """
+    rounds: list[dict[str, float]] = []
+    while not rounds or sum(sum(times.values()) for times in rounds) < budget:
+        rounds.append({form: stopwatch(call) for form, call in calls.items()})
+    counted = rounds[1:] or rounds
+    return {form: statistics.median(times[form] for times in counted) for form in calls}
 
 
 def peak_bytes(function: Callable[[], None]) -> int:
@@ -129,14 +132,16 @@ def memory_lines(longest: int) -> list[str]:
 
 def measure_times(longest: int) -> dict[tuple[Case, str], dict[int, float]]:
     """Return each case's and form's time in seconds, by length."""
-    times: dict[tuple[Case, str], dict[int, float]] = {}
+    times: dict[tuple[Case, str], dict[int, float]] = {
+        (case, form): {} for case in CASES for form in FORMS
+    }
     Case(8, causal=False, backward=True).call("linear", 2**16)()  # loads torch.utils.checkpoint
     for case in CASES:
-        for form in FORMS:
-            case.call(form, 256)()  # loads and caches what only a first call needs
-            times[case, form] = {
-                length: seconds(case.call(form, length)) for length in lengths_up_to(longest, form)
-            }
+        for length in lengths_up_to(longest, "linear"):
+            forms = [form for form in FORMS if length <= NAIVE_LONGEST or form != "naive"]
+            found = take_turns({form: case.call(form, length) for form in forms})
+            for form, seconds in found.items():
+                times[case, form][length] = seconds
         print(case.title(), "measured")
     return times
 

@@ -1,9 +1,12 @@
 """MedMNIST's 2-D data sets (Yang et al. 2023): small medical images, kept in memory."""
 
 import math
+import runpy
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,12 +123,11 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        from medmnist import INFO  # late: it imports scikit-learn and torchvision
-
-        flat = [known for known in INFO if not known.endswith("3d")]
+        sets = read_info()
+        flat = [known for known in sets if not known.endswith("3d")]
         if flag not in flat:
             raise ValueError(f"flag {flag} is not a 2-D set of MedMNIST: {', '.join(flat)}")
-        info: dict[str, Any] = INFO[flag]
+        info = sets[flag]
         suffix = "" if size == 28 else f"_{size}"
         if f"url{suffix}" not in info:
             raise ValueError(f"size {size} of {flag} does not exist: choose 28, 64, 128 or 224")
@@ -264,6 +266,20 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         if self.augment is not None and self.trainer is not None and self.trainer.training:
             images = self.augment(images)
         return batch._replace(images=images)
+
+
+@cache
+def read_info() -> dict[str, dict[str, Any]]:
+    """Return what medmnist knows of each data set: download, classes, channels, licence.
+
+    Only the package's table is read: importing the package imports scikit-learn and pandas, which
+    takes longer than all else between the command and the first step.
+    """
+    package = find_spec("medmnist")
+    assert package
+    assert package.submodule_search_locations
+    table = Path(package.submodule_search_locations[0]) / "info.py"
+    return runpy.run_path(str(table))["INFO"]
 
 
 def class_weights(labels: Tensor) -> Tensor:

@@ -1,0 +1,222 @@
+"""The benchmarks' common ground: contenders take turns, and ratios count.
+
+The speed of a shared machine drifts by more than contenders differ. Therefore all contenders do the
+same work once in each round, A B C, A B C, …, and what is reported is the median over the rounds
+of a peer's time divided by ours.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+OURS = "ours"
+"""Name of the suite among the contenders."""
+Contender = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Times of contenders that did the same work in turn.
+
+    Attributes:
+        work: what each contender does in a round.
+        seconds: times of each contender, one a round.
+        bars: least ratio, peer's time / ours, that is asked of the suite, for some of the peers.
+    """
+
+    work: str
+    seconds: Mapping[str, Sequence[float]]
+    bars: Mapping[str, float] = field(default_factory=dict)
+
+    def ratios(self, peer: str) -> list[float]:
+        """Return the peer's time divided by ours, for each round."""
+        pairs = zip(self.seconds[peer], self.seconds[OURS], strict=True)
+        return [theirs / ours for theirs, ours in pairs]
+
+    def rows(self) -> list[list[str]]:
+        """Return a row of `COLUMNS` for each peer."""
+        rows = []
+        for peer in self.seconds:
+            if peer == OURS:
+                continue
+            ratios = self.ratios(peer)
+            bar = f"{self.bars[peer]:g}" if peer in self.bars else ""
+            spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
+            times = [statistics.median(self.seconds[name]) for name in (OURS, peer)]
+            ratio = f"{statistics.median(ratios):.2f}"
+            rows.append([self.work, peer, *(show_seconds(t) for t in times), ratio, spread, bar])
+        return rows
+
+
+COLUMNS = ["work", "peer", "ours", "peer's time", "peer / ours", "range", "bar"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one script measured.
+
+    Attributes:
+        title: heading.
+        text: what was done, and with what data.
+        comparisons: times of contenders.
+        header: columns of a further table.
+        rows: rows of that table.
+    """
+
+    title: str
+    text: str
+    comparisons: Sequence[Comparison] = ()
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+    def tables(self) -> list[tuple[Sequence[str], Sequence[Sequence[str]]]]:
+        """Return the tables, each with its columns."""
+        compared = [row for comparison in self.comparisons for row in comparison.rows()]
+        tables = [(COLUMNS, compared), (self.header, self.rows)]
+        return [(header, rows) for header, rows in tables if rows]
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a time in a unit that suits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def stopwatch(function: Contender) -> float:
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def take_turns(
+    work: str,
+    contenders: Mapping[str, Contender],
+    rounds: int = 5,
+    bars: Mapping[str, float] | None = None,
+) -> Comparison:
+    """Let each contender do its work once to warm up, then once a round."""
+    for function in contenders.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, function in contenders.items():
+            seconds[name].append(stopwatch(function))
+    return Comparison(work, seconds, bars or {})
+
+
+class Turns(Callback):
+    """Let peers take their turns between the epochs of a fit, and time all.
+
+    A fit is a contender that cannot be called once a round; so the rounds are its epochs. The
+    first one warms up.
+
+    Attributes:
+        training_peers: contenders that train an epoch.
+        validation_peers: contenders that validate.
+        training: seconds of each contender's training epochs.
+        validation: seconds of each contender's validations.
+    """
+
+    training_peers: ClassVar[Mapping[str, Contender]]
+    validation_peers: ClassVar[Mapping[str, Contender]]
+    training: ClassVar[dict[str, list[float]]]
+    validation: ClassVar[dict[str, list[float]]]
+
+    @classmethod
+    def prepare(
+        cls,
+        training_peers: Mapping[str, Contender],
+        validation_peers: Mapping[str, Contender] | None = None,
+    ) -> list[str]:
+        """Set the peers of the next fit, and return the arguments that it needs."""
+        cls.training_peers, cls.validation_peers = training_peers, validation_peers or {}
+        cls.training = {name: [] for name in (OURS, *cls.training_peers)}
+        cls.validation = {name: [] for name in (OURS, *cls.validation_peers)}
+        return [f"--trainer.callbacks+={cls.__module__}.{cls.__qualname__}"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the peers do their work; then start the clock."""
+        for peers, seconds in (
+            (self.training_peers, self.training),
+            (self.validation_peers, self.validation),
+        ):
+            for name, function in peers.items():
+                took = stopwatch(function)
+                if trainer.current_epoch:
+                    seconds[name].append(took)
+        self._start = time.perf_counter()
+        self._validated = 0.0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember when the validation started."""
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember how long the validation took."""
+        self._validated = time.perf_counter() - self._validation_start
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        took = time.perf_counter() - self._start
+        if trainer.current_epoch:
+            self.training[OURS].append(took - self._validated)
+            self.validation[OURS].append(self._validated)
+
+
+class EndAfterFirstStep(Callback):
+    """End the process after the first optimizer step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the step end it at once: nothing that a longer run would do is timed."""
+        register_optimizer_step_post_hook(lambda *_: os._exit(0))
+
+
+def describe_machine() -> dict[str, str]:
+    """Return what the times depend on."""
+    capabilities = torch.cpu.get_capabilities()
+    native = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "neon", "bf16")
+              if capabilities.get(name)]  # fmt: skip
+    return {
+        "CPU": f"{capabilities.get('cpu_name', platform.processor())} ({', '.join(native)})",
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "Python": platform.python_version(),
+        "PyTorch": torch.__version__,
+    }
+
+
+def report(measure: Callable[[argparse.Namespace], Section], doc: str | None) -> None:
+    """Run a script: measure, print the tables and, if asked, write everything as JSON."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--speech", type=Path, help="corpus in LJ Speech's layout; default noise")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (5)")
+    parser.add_argument("--json", type=Path, help="file to write")
+    options = parser.parse_args()
+    machine, section = describe_machine(), measure(options)
+    console = Console()
+    console.print(f"{section.title}\n{section.text}")
+    for header, rows in section.tables():
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    if options.json:
+        record: dict[str, Any] = {"machine": machine, **asdict(section)}
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

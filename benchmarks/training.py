@@ -1,0 +1,267 @@
+"""An epoch of the recognizer: `fit`, a bare loop over its batches, and the coursework's way.
+
+    python -m benchmarks.training [--speech ../shared/data/LJSpeech-1.1]
+
+All train the Transformer recognizer of 1.3 million parameters on the same 128 clips and validate
+on the same few. The coursework's way is written as its users would: spectrograms are computed item
+by item, padded to 2,754 frames and not masked; attention is an explicit softmax; texts are cut at
+97 characters; and decoding reads the whole prefix again for each of 98 tokens.
+"""
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchaudio.transforms import MelSpectrogram
+
+import cli
+from benchmarks.corpus import find_corpus
+from benchmarks.harness import Comparison, Section, Turns, report
+from datamodules import LJSpeechDataModule
+from datamodules.clips import Clip, read_clip
+from datamodules.vocabulary import CharacterVocabulary
+from engine import choose_precision
+from lightning_modules import SpeechRecognizer, WarmupLinearDecay
+from networks import (
+    AudioEncoder,
+    LogMelSpectrogram,
+    SpecAugment,
+    SpeechToText,
+    TextDecoderTransformer,
+)
+
+CONFIG = Path(__file__).parent.parent / "configs" / "asr_transformer.yaml"
+FRAMES, TOKENS, HOP = 2754, 99, 160
+CLIPS = 128
+
+
+class CourseDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Clips one by one: spectrogram (80, 2754) and tokens (99)."""
+
+    def __init__(self, clips: list[Clip], vocabulary: CharacterVocabulary) -> None:
+        self.clips = clips
+        self.vocabulary = vocabulary
+        self.mel = MelSpectrogram(
+            22_050, 400, hop_length=HOP, n_mels=80, norm="slaney", mel_scale="slaney"
+        )
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        clip = self.clips[index]
+        waveform = read_clip(clip, 22_050)
+        waveform = F.pad(waveform, (0, (FRAMES - 1) * HOP - len(waveform)))
+        log = self.mel(waveform).clamp(min=1e-10).log10()
+        log = torch.maximum(log, log.max() - 8.0)
+        tokens = torch.full((TOKENS,), self.vocabulary.pad)
+        ids = torch.tensor(self.vocabulary.encode(clip.text[: TOKENS - 2]))
+        tokens[: len(ids)] = ids
+        return (log + 4.0) / 4.0, tokens
+
+
+class Attention(nn.Module):
+    """Multi-head attention by an explicit softmax."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.query, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.output = nn.Linear(width, width)
+        self.heads = heads
+
+    def forward(self, x: Tensor, source: Tensor, *, causal: bool = False) -> Tensor:
+        batch, length, width = x.shape
+
+        def split(y: Tensor) -> Tensor:
+            return y.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
+
+        q, k, v = split(self.query(x)), split(self.key(source)), split(self.value(source))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(width // self.heads)
+        if causal:
+            future = torch.ones(length, length, dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(future, -torch.inf)
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width)
+        return self.output(mixed)
+
+
+class Block(nn.Module):
+    """Residual attention and MLP, each after a LayerNorm."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        normed = self.norm_1(x)
+        x = x + self.attention(normed, normed if source is None else source)
+        return x + self.mlp(self.norm_2(x))
+
+
+class CourseNetwork(nn.Module):
+    """The course's encoder and Transformer decoder."""
+
+    def __init__(self, vocabulary_size: int, width: int = 200) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv1d(80, width, 3, padding=1)
+        self.conv_2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        rates = torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2 - 1))
+        angles = torch.arange(FRAMES // 2)[:, None] * rates
+        self.sinusoids = torch.cat((angles.sin(), angles.cos()), -1)
+        self.blocks = nn.ModuleList(Block(width, 2, 400) for _ in range(2))
+        self.norm = nn.LayerNorm(width)
+        self.embedding = nn.Embedding(vocabulary_size, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(TOKENS, width))
+        self.text_norm = nn.LayerNorm(width)
+        self.text_attention = Attention(width, 2)
+        self.cross = Block(width, 2, 400)
+        self.last_norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, vocabulary_size)
+
+    def encode(self, features: Tensor) -> Tensor:
+        x = F.gelu(self.conv_2(F.gelu(self.conv_1(features)))).transpose(1, 2)
+        x = x + self.sinusoids
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def decode(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        normed = self.text_norm(x)
+        x = x + self.text_attention(normed, normed, causal=True)
+        return self.output(self.last_norm(self.cross(x, memory)))
+
+
+class Coursework:
+    """Training and validation as in the coursework's notebook."""
+
+    def __init__(self, data: LJSpeechDataModule) -> None:
+        torch.manual_seed(0)
+        vocabulary = data.vocabulary
+        self.vocabulary = vocabulary
+        train, val = (
+            CourseDataset(list(data.datasets[split].clips), vocabulary)
+            for split in ("train", "val")
+        )
+        self.train_loader = DataLoader(train, 64, shuffle=True)
+        self.val_loader = DataLoader(val, 64)
+        self.network = CourseNetwork(len(vocabulary))
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-3)
+
+    def loss(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        logits = self.network.decode(tokens[:, :-1], memory).flatten(0, 1)
+        targets = tokens[:, 1:].flatten()
+        pad = self.vocabulary.pad
+        return F.cross_entropy(logits, targets, ignore_index=pad, label_smoothing=0.1)
+
+    def train(self) -> None:
+        """Train an epoch."""
+        self.network.train()
+        for features, tokens in self.train_loader:
+            self.optimizer.zero_grad()
+            loss = self.loss(tokens, self.network.encode(features))
+            loss.backward()
+            self.optimizer.step()
+            loss.item()
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Compute the loss, and decode."""
+        self.network.eval()
+        for features, tokens in self.val_loader:
+            memory = self.network.encode(features)
+            self.loss(tokens, memory).item()
+            text = torch.full((len(tokens), 1), self.vocabulary.start)
+            for _ in range(TOKENS - 1):
+                following = self.network.decode(text, memory)[:, -1].argmax(-1, keepdim=True)
+                text = torch.cat((text, following), 1)
+            for row in text.tolist():
+                self.vocabulary.decode(row)
+
+
+class BareLoop:
+    """The suite's batches, network and losses in a plain PyTorch loop."""
+
+    def __init__(self, data: LJSpeechDataModule, epochs: int) -> None:
+        torch.manual_seed(0)
+        self.data = data
+        network = SpeechToText(
+            AudioEncoder(),
+            TextDecoderTransformer(data.vocabulary_size, max_tokens=200),
+            LogMelSpectrogram(),
+            augment=SpecAugment(),
+        )
+        self.model = SpeechRecognizer(network, data.vocabulary, label_smoothing=0.1)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-3)
+        self.sampler = data.make_sampler("train", shuffle=True)
+        self.schedule = WarmupLinearDecay(self.optimizer, total_steps=epochs * len(self.sampler))
+        self.epochs: Iterator[int] = itertools.count()
+        self.is_mixed = choose_precision("cpu") == "bf16-mixed"
+
+    def train(self) -> None:
+        """Train an epoch."""
+        self.model.train()
+        self.sampler.set_epoch(next(self.epochs))
+        for indices in self.sampler:
+            batch = self.data.datasets["train"][indices]
+            self.optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.is_mixed):
+                losses, _, _ = self.model.losses(batch)
+            losses["loss"].backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.schedule.step()
+            losses["loss"].item()
+
+
+def measure(options: argparse.Namespace) -> Section:
+    """Compare the three."""
+    epochs = options.rounds + 1
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        root = find_corpus(options.speech, folder / "noise", 400)
+        settings = {"max_characters": TOKENS - 2, "max_clips": CLIPS}
+        data = LJSpeechDataModule(str(root), **settings)  # type: ignore[arg-type]
+        data.setup("fit")
+        course, bare = Coursework(data), BareLoop(data, epochs)
+        args = ["--config", str(CONFIG), f"--data.init_args.root={root}"]
+        args += [f"--data.init_args.{key}={value}" for key, value in settings.items()]
+        args += [f"--trainer.default_root_dir={folder / 'runs'}", f"--trainer.max_epochs={epochs}"]
+        args += ["--trainer.accelerator=cpu"]
+        peers = {"bare loop, same batches": bare.train, "coursework's way": course.train}
+        args += Turns.prepare(peers, {"coursework's way": course.validate})
+        cli.main(["fit", *args])
+    clips = f"{len(data.datasets['train'])} clips"
+    validated = f"{len(data.datasets['val'])} clips"
+    comparisons = [
+        Comparison(
+            f"training epoch, {clips}, batch 64",
+            Turns.training,
+            {"bare loop, same batches": 1 / 1.05, "coursework's way": 10},
+        ),
+        Comparison(
+            f"validation with decoding and pictures, {validated}",
+            Turns.validation,
+            {"coursework's way": 20},
+        ),
+    ]
+    text = (
+        "The peers and `cli.py fit --config configs/asr_transformer.yaml` train on the same "
+        f"{'real clips' if options.speech else 'clips of noise'}; texts have at most "
+        f"{TOKENS - 2} characters. `fit` computes in {choose_precision('cpu')}, and so does the "
+        "bare loop; the coursework's way in float32."
+    )
+    return Section("The recognizer's epoch", text, comparisons)
+
+
+if __name__ == "__main__":
+    report(measure, __doc__)
