@@ -2,12 +2,13 @@
 
     python -m benchmarks [NAME …] [--speech ../shared/data/LJSpeech-1.1] [--output docs]
 
-Each is a process of its own and takes two to five minutes on two cores. Sections of earlier calls
-are kept in ``benchmarks.json``, each with the machine that it was measured on.
+Each is a process of its own; together they take at most 20 minutes on two cores. Sections of
+earlier calls are kept in ``benchmarks.json``, each with the machine that it was measured on.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -19,12 +20,15 @@ from matplotlib.figure import Figure
 from benchmarks.harness import OURS, Comparison, Section
 
 NAMES = ["training", "recognizers", "classifiers", "text_metrics", "startup", "matmul", "growth"]
+SPEECH = ("training", "startup")
+"""Benchmarks that need clips."""
 ROUNDS = {"training": 3, "growth": 2}
 INTRODUCTION = """# Benchmarks
 
-Each ratio is a peer's time divided by ours: above 1, the suite is faster. All contenders do the
-same work in turn, A B C, A B C, … after a warm-up; the table has the median of the rounds and their
-range. Bars are ratios that the project asks of itself. `make bench` measures everything anew.
+Each ratio is a peer's time divided by ours: above 1, the suite is faster. Contenders take turns,
+A B C, A B C, … after a warm-up; each section says where their work differs. The tables have the
+median over the rounds and the range. Bars are minimum ratios that the project requires. `make
+bench` measures everything anew; [attention](attention_benchmark.md) has a page of its own.
 
 ![ratios of all comparisons](benchmarks.png)
 """
@@ -33,13 +37,16 @@ range. Bars are ratios that the project asks of itself. `make bench` measures ev
 def main() -> None:
     """Measure, and write the page and its picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", help=f"benchmarks to run, of {', '.join(NAMES)}")
-    parser.add_argument("--speech", type=Path, help="corpus in LJ Speech's layout; default noise")
+    parser.add_argument("names", nargs="*", help=f"benchmarks to run: any of {', '.join(NAMES)}")
+    parser.add_argument("--speech", type=Path, help="corpus in LJ Speech's layout")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder (docs)")
     options = parser.parse_args()
     unknown = set(options.names) - set(NAMES)
     if unknown:
-        sys.exit(f"error: there is no benchmark {', '.join(unknown)}: choose of {', '.join(NAMES)}")
+        sys.exit(
+            f"error: there is no benchmark {', '.join(unknown)}: choose from {', '.join(NAMES)}"
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
     results = options.output / "benchmarks.json"
     found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     for name in options.names or NAMES:
@@ -47,18 +54,24 @@ def main() -> None:
         file = options.output / f".{name}.json"
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)]
         command += [f"--rounds={ROUNDS.get(name, 5)}"]
-        command += ["--speech", str(options.speech)] if options.speech else []
+        if options.speech and name in SPEECH:
+            command += ["--speech", str(options.speech)]
         subprocess.run(command, check=True)
         found[name] = json.loads(file.read_text())
         file.unlink()
         print(f"{name}: {time.perf_counter() - start:,.0f} s")
         results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_page(found, options.output)
+
+
+def write_page(found: dict[str, Any], folder: Path) -> None:
+    """Write the page and its picture from all results."""
     sections = {name: read_section(found[name]) for name in NAMES if name in found}
     pages = [INTRODUCTION]
     for name, section in sections.items():
         pages.append(write_section(name, section, found[name]["machine"]))
-    (options.output / "benchmarks.md").write_text("\n".join(pages), encoding="utf-8")
-    draw(list(sections.values()), options.output / "benchmarks.png")
+    (folder / "benchmarks.md").write_text("\n".join(pages), encoding="utf-8")
+    draw(list(sections.values()), folder / "benchmarks.png")
 
 
 def read_section(record: dict[str, Any]) -> Section:
@@ -94,7 +107,7 @@ def draw(sections: list[Section], path: Path) -> None:
     axes = figure.subplots()
     for y, (_, ratios, bar) in enumerate(rows):
         axes.plot([min(ratios), max(ratios)], [y, y], "C0-", linewidth=3, alpha=0.4)
-        axes.plot(sorted(ratios)[len(ratios) // 2], y, "C0o")
+        axes.plot(statistics.median(ratios), y, "C0o")
         if bar is not None:
             axes.plot(bar, y, "C3|", markersize=14)
     axes.axvline(1, color="grey", linewidth=1)

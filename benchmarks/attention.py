@@ -79,7 +79,7 @@ def lengths_up_to(longest: int, form: str) -> list[int]:
     return [2**n for n in range(8, int(math.log2(longest)) + 1)]
 
 
-def take_turns(calls: dict[str, Callable[[], None]], budget: float = 1.0) -> dict[str, float]:
+def measure_in_turn(calls: dict[str, Callable[[], None]], budget: float = 1.0) -> dict[str, float]:
     """Call all in turn until the budget is spent; return each one's median time in seconds.
 
     The first round warms up, and counts only if it is longer than the budget: what a first call
@@ -139,7 +139,7 @@ def measure_times(longest: int) -> dict[tuple[Case, str], dict[int, float]]:
     for case in CASES:
         for length in lengths_up_to(longest, "linear"):
             forms = [form for form in FORMS if length <= NAIVE_LONGEST or form != "naive"]
-            found = take_turns({form: case.call(form, length) for form in forms})
+            found = measure_in_turn({form: case.call(form, length) for form in forms})
             for form, seconds in found.items():
                 times[case, form][length] = seconds
         print(case.title(), "measured")
@@ -149,11 +149,13 @@ def measure_times(longest: int) -> dict[tuple[Case, str], dict[int, float]]:
 def crossover(softmax: dict[int, float], linear: dict[int, float]) -> float | None:
     """Return the length after which linear stays faster; interpolates on logarithmic axes."""
     ratios = [(length, softmax[length] / linear[length]) for length in linear]
+    if ratios[-1][1] < 1:
+        return None
     for (short, low), (long, high) in zip(ratios[-2::-1], ratios[::-1], strict=False):
         if low < 1 <= high:
             share = math.log(1 / low) / math.log(high / low)
             return short * (long / short) ** share
-    return float(ratios[0][0]) if ratios[0][1] >= 1 else None
+    return float(ratios[0][0])
 
 
 def time_lines(times: dict[tuple[Case, str], dict[int, float]]) -> list[str]:

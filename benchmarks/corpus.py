@@ -7,13 +7,13 @@ import numpy as np
 import soundfile
 
 SAMPLE_RATE = 22_050
-WORDS = "the of and prison was in to that by or with for his from a had were which on it".split()
+WORDS = "the of and prison was in to that people different sentence morning before great".split()
 
 
 def find_corpus(root: Path | None, folder: Path, clips: int) -> Path:
-    """Return the given corpus, or write one of noise: lengths as in LJ Speech, random words.
+    """Return the given corpus, or write one of noise and random words.
 
-    The times of training do not depend on what is said.
+    Clips and texts are about as long as LJ Speech's; what is said does not matter to times.
     """
     if root is not None:
         return root
@@ -25,6 +25,6 @@ def find_corpus(root: Path | None, folder: Path, clips: int) -> Path:
             seconds = min(max(random.lognormal(np.log(6.2), 0.35), 1.1), 10.1)
             noise = 0.1 * random.standard_normal(int(seconds * SAMPLE_RATE))
             soundfile.write(folder / "wavs" / f"N-{i}.wav", noise, SAMPLE_RATE)
-            text = " ".join(random.choice(WORDS, int(2.6 * seconds)))
+            text = " ".join(random.choice(WORDS, int(2.7 * seconds)))
             writer.writerow([f"N-{i}", text, text])
     return folder

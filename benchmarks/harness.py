@@ -34,7 +34,7 @@ class Comparison:
     Attributes:
         work: what each contender does in a round.
         seconds: times of each contender, one a round.
-        bars: least ratio, peer's time / ours, that is asked of the suite, for some of the peers.
+        bars: minimum ratio, peer's time / ours, required of the suite, by peer.
     """
 
     work: str
@@ -53,7 +53,7 @@ class Comparison:
             if peer == OURS:
                 continue
             ratios = self.ratios(peer)
-            bar = f"{self.bars[peer]:g}" if peer in self.bars else ""
+            bar = f"{self.bars[peer]:.2f}" if peer in self.bars else ""
             spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
             times = [statistics.median(self.seconds[name]) for name in (OURS, peer)]
             ratio = f"{statistics.median(ratios):.2f}"
@@ -121,7 +121,7 @@ def take_turns(
 
 
 class Turns(Callback):
-    """Let peers take their turns between the epochs of a fit, and time all.
+    """Let peers take their turns between the epochs of a fit, and time everyone.
 
     A fit is a contender that cannot be called once a round; so the rounds are its epochs. The
     first one warms up.
@@ -161,29 +161,27 @@ class Turns(Callback):
                 if trainer.current_epoch:
                     seconds[name].append(took)
         self._start = time.perf_counter()
-        self._validated = 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember when the validation started."""
-        self._validation_start = time.perf_counter()
+        """Stop the clock of training; start that of validation."""
+        self._trained = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember how long the validation took."""
-        self._validated = time.perf_counter() - self._validation_start
+        """Stop the clock of validation."""
+        self._validated = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        took = time.perf_counter() - self._start
+        """Keep the epoch's times."""
         if trainer.current_epoch:
-            self.training[OURS].append(took - self._validated)
-            self.validation[OURS].append(self._validated)
+            self.training[OURS].append(self._trained - self._start)
+            self.validation[OURS].append(self._validated - self._trained)
 
 
 class EndAfterFirstStep(Callback):
     """End the process after the first optimizer step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the step end it at once: nothing that a longer run would do is timed."""
+        """Register a hook that ends it, so that only the way to the first step is timed."""
         register_optimizer_step_post_hook(lambda *_: os._exit(0))
 
 
@@ -202,10 +200,20 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def report(measure: Callable[[argparse.Namespace], Section], doc: str | None) -> None:
-    """Run a script: measure, print the tables and, if asked, write everything as JSON."""
+def report(
+    measure: Callable[[argparse.Namespace], Section], doc: str | None, *, speech: bool = False
+) -> None:
+    """Run a script: measure, print the tables and, if asked, write everything as JSON.
+
+    Args:
+        measure: function of the options.
+        doc: docstring of the script.
+        speech: whether it needs clips, and has the option ``--speech``.
+    """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("--speech", type=Path, help="corpus in LJ Speech's layout; default noise")
+    if speech:
+        about = "corpus in LJ Speech's layout; generated noise by default"
+        parser.add_argument("--speech", type=Path, help=about)
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (5)")
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()

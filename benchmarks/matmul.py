@@ -4,10 +4,11 @@
 
 The peak is the best rate of square matrix products of several sizes, measured in turn with the
 steps. Floating-point operations are PyTorch's own count; what it does not count (normalizations,
-activations, softmax, optimizer) takes time, but adds none.
+activations, softmax, optimizer) takes time but adds no counted operations.
 """
 
 import argparse
+import statistics
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import Section, report, stopwatch
+from engine import choose_precision
 from networks import (
     AudioEncoder,
     LogMelSpectrogram,
@@ -57,22 +59,22 @@ def measure(options: argparse.Namespace) -> Section:
         step(torch.float32)
     flops = counter.get_total_flops()
     rows = []
-    native = torch.cpu.get_capabilities().get("avx512_bf16")
-    for dtype in (torch.float32, torch.bfloat16) if native else (torch.float32,):
+    is_native = choose_precision("cpu") == "bf16-mixed"
+    for dtype in (torch.float32, torch.bfloat16) if is_native else (torch.float32,):
         matrices = [torch.randn(size, size).to(dtype) for size in SIZES]
         step(dtype)
         steps, peaks = [], []
         for _ in range(options.rounds):
             steps.append(stopwatch(lambda dtype=dtype: step(dtype)))  # type: ignore[misc]
             peaks.append(max(rate(matrix) for matrix in matrices))
-        shares = sorted(flops / s / p for s, p in zip(steps, peaks, strict=True))
+        shares = [flops / s / p for s, p in zip(steps, peaks, strict=True)]
         rows.append(
             [
                 str(dtype).removeprefix("torch."),
-                f"{sorted(steps)[len(steps) // 2]:.2f} s",
+                f"{statistics.median(steps):.2f} s",
                 f"{flops / 1e9:,.0f}",
-                f"{sorted(peaks)[len(peaks) // 2] / 1e9:,.0f}",
-                f"{shares[len(shares) // 2]:.0%} ({shares[0]:.0%} … {shares[-1]:.0%})",
+                f"{statistics.median(peaks) / 1e9:,.0f}",
+                f"{statistics.median(shares):.0%} ({min(shares):.0%} … {max(shares):.0%})",
             ]
         )
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
