@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from networks.dropout import Dropout
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -41,7 +43,7 @@ class FeedForwardNetwork(nn.Sequential):
         super().__init__(nn.Flatten())
         sizes = [inputs, *[hidden_size] * layers]
         for before, after in pairwise(sizes):
-            self.extend([nn.Linear(before, after), ACTIVATIONS[activation](), nn.Dropout(dropout)])
+            self.extend([nn.Linear(before, after), ACTIVATIONS[activation](), Dropout(dropout)])
         self.append(nn.Linear(sizes[-1], classes))
 
 
@@ -76,7 +78,7 @@ class ConvNet(nn.Module):
             nn.Flatten(),
             nn.Linear(576, 320),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(320, 120),
             nn.ReLU(),
             nn.Linear(120, classes),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from networks.attention import AttentionKernel, MultiHeadAttention
 from networks.audio_encoder import SpeechEncoder
+from networks.dropout import Dropout
 
 
 class ConformerEncoder(SpeechEncoder):
@@ -46,7 +47,7 @@ class ConformerEncoder(SpeechEncoder):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {kernel_size} is even; it must be odd")
         super().__init__(bands, hidden_size, strides)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
             ConformerBlock(hidden_size, heads, mlp_size, kernel_size, dropout, attention)
             for _ in range(layers)
@@ -82,7 +83,7 @@ class ConformerBlock(nn.Module):
         self.convolution = ConvolutionModule(hidden_size, kernel_size)
         self.second_mlp = _make_mlp(hidden_size, mlp_size)
         self.norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Encode (batch, positions, hidden); the mask is true on real positions."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from networks.dropout import Dropout
+
 
 @dataclass
 class LanguageModelState:
@@ -35,7 +37,7 @@ class CharacterLanguageModel(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, hidden_size)
         between = dropout if layers > 1 else 0.0
         self.lstm = nn.LSTM(hidden_size, hidden_size, layers, batch_first=True, dropout=between)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(hidden_size, vocabulary_size)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from networks.attention import (
     MultiHeadAttention,
     ResidualAttentionBlock,
 )
+from networks.dropout import Dropout
 
 
 @dataclass
@@ -73,7 +74,7 @@ class TextDecoder(nn.Module, ABC):
         self.hidden_size = hidden_size
         self.max_tokens = max_tokens
         self.embedding = nn.Embedding(vocabulary_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.cross_attention = ResidualAttentionBlock(
             hidden_size, heads, mlp_size, dropout=dropout, kernel=cross_attention
         )

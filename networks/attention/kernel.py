@@ -117,25 +117,26 @@ class _Positions:
 
 
 class SoftmaxAttention(AttentionKernel):
-    """Softmax attention, Softmax(QKᵀ/√D)V (Vaswani et al. 2017), by PyTorch's fused kernels."""
+    """Softmax attention, Softmax(QKᵀ/√D)V (Vaswani et al. 2017).
+
+    It is computed by PyTorch's fused kernels, except where those are slow: training on a CPU in
+    bfloat16 with up to 512 keys takes them two to three times as long as plain products.
+    """
 
     def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> _Memory:
         return _Memory(key_values, key_mask)
 
     def read(self, query: Tensor, summary: _Memory) -> Tensor:
         mask = None if summary.key_mask is None else summary.key_mask[:, None, None, :]
-        return F.scaled_dot_product_attention(query, *summary.key_values, attn_mask=mask)
+        return _attend(query, *summary.key_values, mask)
 
     def attend_causally(
         self, query: Tensor, key_values: KeyValues, key_mask: Tensor | None
     ) -> Tensor:
         keys, values = key_values
         if key_mask is None:
-            return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-        shape = (query.shape[-2], keys.shape[-2])
-        seen = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
-        mask = key_mask[:, None, None, :] & seen  # (batch, 1, queries, keys)
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+            return _attend(query, keys, values, None, is_causal=True)
+        return _attend(query, keys, values, key_mask[:, None, None, :] & _seen(query, keys))
 
     def start(self, max_length: int) -> _Positions:
         return _Positions(max_length)
@@ -148,3 +149,24 @@ class SoftmaxAttention(AttentionKernel):
         if key_mask is not None:
             logits = logits.masked_fill(~key_mask[:, None, None, :], -math.inf)
         return logits.softmax(-1)
+
+
+def _attend(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, is_causal: bool = False
+) -> Tensor:
+    """Attend where ``mask``, broadcast to (batch, heads, queries, keys), is true."""
+    is_slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
+    if not is_slow or keys.shape[-2] > 512:
+        return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal)
+    logits = (query / math.sqrt(query.shape[-1])) @ keys.transpose(-1, -2)
+    if is_causal:
+        mask = _seen(query, keys)
+    if mask is not None:
+        logits.masked_fill_(~mask, -math.inf)
+    return logits.softmax(-1) @ values
+
+
+def _seen(query: Tensor, keys: Tensor) -> Tensor:
+    """Return the keys (queries, keys) that causal attention sees."""
+    shape = (query.shape[-2], keys.shape[-2])
+    return torch.ones(shape, dtype=torch.bool, device=query.device).tril()

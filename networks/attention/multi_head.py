@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.attention.kernel import AttentionKernel, BatchState, KeyValues, SoftmaxAttention
+from networks.dropout import Dropout
 
 
 class MultiHeadAttention(nn.Module):
@@ -126,7 +127,7 @@ class ResidualAttentionBlock(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(hidden_size, mlp_size), nn.GELU(), nn.Linear(mlp_size, hidden_size)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Let ``x`` (batch, length, hidden) attend to itself."""
