@@ -6,8 +6,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from networks.dropout import Dropout
-
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -43,7 +41,7 @@ class FeedForwardNetwork(nn.Sequential):
         super().__init__(nn.Flatten())
         sizes = [inputs, *[hidden_size] * layers]
         for before, after in pairwise(sizes):
-            self.extend([nn.Linear(before, after), ACTIVATIONS[activation](), Dropout(dropout)])
+            self.extend([nn.Linear(before, after), ACTIVATIONS[activation](), nn.Dropout(dropout)])
         self.append(nn.Linear(sizes[-1], classes))
 
 
@@ -78,7 +76,7 @@ class ConvNet(nn.Module):
             nn.Flatten(),
             nn.Linear(576, 320),
             nn.ReLU(),
-            Dropout(dropout),
+            nn.Dropout(dropout),
             nn.Linear(320, 120),
             nn.ReLU(),
             nn.Linear(120, classes),

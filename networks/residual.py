@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.dropout import Dropout
-
 
 class ResidualBlock(nn.Module):
     """Pre-activation residual block of two 3×3 convolutions with batch norm (He et al. 2016)."""
@@ -63,7 +61,7 @@ class ResidualNetwork(nn.Module):
                 before = width
         self.blocks = nn.Sequential(*layers)
         self.norm = nn.BatchNorm2d(before)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(before, classes)
         # No channels_last, although 1.1 times as fast: on CPUs, with some widths (4, 8, 12), the
         # convolutions of PyTorch 2.11 then write out of bounds and the process crashes.
