@@ -96,17 +96,22 @@ class GreedySearch(DecodingStrategy):
         decoder = network.decoder
         max_tokens = decoder.max_tokens if self.max_tokens is None else self.max_tokens
         cache = decoder.start(memory, memory_mask, max_tokens)
-        tokens = torch.full(memory.shape[:1], start, device=memory.device)
-        ended = torch.zeros_like(tokens, dtype=torch.bool)
-        decoded = []
-        for _ in range(max_tokens):
+        rows = torch.arange(len(memory), device=memory.device)  # clips that are still read
+        tokens = torch.full_like(rows, start)
+        ended = torch.zeros_like(rows, dtype=torch.bool)
+        texts = torch.full((len(rows), max_tokens), pad, device=memory.device)
+        for i in range(max_tokens):
             logits = forbid(decoder.step(tokens, cache), start, pad)
             tokens = logits.argmax(-1).masked_fill(ended, pad)
-            decoded.append(tokens)
+            texts[rows, i] = tokens
             ended |= tokens == stop
-            if ended.all():
-                break
-        return torch.stack(decoded, dim=1)
+            running = (~ended).nonzero()[:, 0]
+            if not len(running):
+                return texts[:, : i + 1]
+            if 2 * len(running) <= len(rows):  # copying the cache costs more than a few idle rows
+                cache.reorder(running)
+                rows, tokens, ended = rows[running], tokens[running], ended[running]
+        return texts
 
 
 class CTCGreedySearch(DecodingStrategy):
