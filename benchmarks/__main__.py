@@ -22,7 +22,7 @@ from benchmarks.harness import OURS, Comparison, Section
 NAMES = ["training", "recognizers", "classifiers", "text_metrics", "startup", "matmul", "growth"]
 SPEECH = ("training", "startup")
 """Benchmarks that need clips."""
-ROUNDS = {"training": 3, "growth": 2}
+ROUNDS = {"training": 3, "recognizers": 11, "growth": 2}
 INTRODUCTION = """# Benchmarks
 
 Each ratio is a peer's time divided by ours: above 1, the suite is faster. Contenders take turns,

@@ -299,14 +299,17 @@ class SpeechRecognizer(TrainingModule):
                 training, many texts do.
         """
         vocabulary = self.vocabulary
-        tokens = decoding.decode(
-            self.network,
-            memory,
-            memory_mask,
-            start=vocabulary.start,
-            stop=vocabulary.stop,
-            pad=vocabulary.pad,
-        )
+        dtype = next(self.network.parameters()).dtype
+        # One token at a time is too little work to gain from bfloat16: casts cost more.
+        with torch.autocast(memory.device.type, enabled=False):
+            tokens = decoding.decode(
+                self.network,
+                memory.to(dtype),
+                memory_mask,
+                start=vocabulary.start,
+                stop=vocabulary.stop,
+                pad=vocabulary.pad,
+            )
         cut = int((tokens != vocabulary.stop).all(1).sum())
         if cut and warn_if_cut:
             warnings.warn(
