@@ -27,8 +27,9 @@ def run(folder: Path, command: list[str]) -> None:
             command = [*command, f"--trainer.default_root_dir={runs}"]
             command += ["--trainer.callbacks+=benchmarks.harness.EndAfterFirstStep"]
             command += ["--trainer.accelerator=cpu"]
-        null = subprocess.DEVNULL
-        subprocess.run(command, check=True, stdout=null, stderr=null, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
 
 
 def measure(options: argparse.Namespace) -> Section:

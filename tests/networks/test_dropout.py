@@ -56,6 +56,7 @@ def test_bfloat16_training_attends_as_the_fused_kernel(has_mask: bool, is_causal
     shape = (3, 2, 50, 8)
     inputs = [torch.randn(shape).bfloat16().requires_grad_() for _ in range(3)]
     exact = [x.detach().double().requires_grad_() for x in inputs]
+    exact_query, exact_keys, exact_values = exact
     key_mask = torch.arange(50) < torch.tensor([[50], [30], [1]]) if has_mask else None
     query, keys, values = inputs
     found = SoftmaxAttention()(query, KeyValues(keys, values), key_mask, is_causal)
@@ -64,7 +65,7 @@ def test_bfloat16_training_attends_as_the_fused_kernel(has_mask: bool, is_causal
         mask = mask.tril()
     if key_mask is not None:
         mask = mask & key_mask[:, None, None, :]
-    expected = F.scaled_dot_product_attention(*exact, attn_mask=mask)
+    expected = F.scaled_dot_product_attention(exact_query, exact_keys, exact_values, attn_mask=mask)
     error = torch.randn(shape)
     found.backward(error.bfloat16())
     expected.backward(error.double())
