@@ -35,7 +35,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# At most 20 minutes on two cores; SPEECH=FOLDER takes a corpus in LJ Speech's layout instead of noise.
+# About 20 minutes on two cores; SPEECH=FOLDER takes a corpus in LJ Speech's layout instead of noise.
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(SPEECH),--speech $(SPEECH))

@@ -4,7 +4,8 @@
 
 Each row is a process that trains the Transformer recognizer with `cli.py fit` on clips of noise.
 Length and batch size grow from 2.5 s and 8 clips; the data sets have clips of 0.5 s, because only
-their number matters; two processes share an epoch of 256 clips of 5 s, with one thread each.
+their number matters, and train one epoch; two processes share an epoch of 256 clips of 5 s, each
+with one thread and batches of 8, so that they take half as many steps.
 """
 
 import argparse
@@ -132,7 +133,9 @@ def measure(options: argparse.Namespace) -> Section:
     header += ["time / first row", "memory − first row"]
     text = (
         "Time of an epoch, and peak memory of the largest process, relative to the first row of "
-        "each kind. Two processes share an epoch, with one thread each."
+        "each kind. Data sets are trained for one epoch; of the others' two epochs, the second is "
+        "timed. Two processes share an epoch, each with one thread and batches of 8: half as many "
+        "steps."
     )
     return Section("Growth", text, header=header, rows=rows)
 

@@ -6,7 +6,7 @@ All train the course's Transformer recognizer of 1.3 million parameters: the bar
 the coursework's way on 256, because it takes long. The latter is written as its users would:
 spectrograms are computed item by item, padded to 2,754 frames and not masked; attention is
 an explicit softmax; texts are cut at 97 characters; and decoding reads the whole prefix again for
-each of 98 tokens. No text of a network trained for so few steps ends earlier, in neither way.
+each of 98 tokens, where `fit` stops once all texts have ended.
 """
 
 import argparse

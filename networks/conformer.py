@@ -25,7 +25,7 @@ class ConformerEncoder(SpeechEncoder):
         kernel_size: width of the depthwise convolutions, in positions; odd.
         strides: stride of each convolution before the blocks.
         dropout: dropout probability on the input and on each residual branch. There is none
-            inside the feed-forward modules: on a CPU it costs an eighth of a step.
+            inside the feed-forward modules.
         attention: kernel of the self-attention; softmax by default.
 
     Raises:

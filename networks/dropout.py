@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-LEVELS = 2**16  # of one element's share of a 64-bit draw
+LEVELS = 2**16  # values of the 16 bits that decide one element
 
 
 class Dropout(nn.Dropout):
-    """``nn.Dropout``, a third of its time on a CPU.
+    """``nn.Dropout``, about three times as fast on an AMD CPU (``benchmarks.layers``).
 
-    PyTorch draws a CPU's masks number by number on one core: an eighth of a Conformer's training
-    step. Here one draw of 64 bits decides four elements, so the probability is a multiple of
-    2⁻¹⁶. Other devices use PyTorch's own.
+    There, PyTorch draws its masks number by number on one core: an eighth of a Conformer's
+    training step. Here one draw of 64 bits decides four elements, so the probability is a multiple
+    of 2⁻¹⁶. Other devices use PyTorch's own.
 
     Args:
         p: probability that an element becomes zero; the others are divided by 1 − p.

@@ -36,7 +36,7 @@ class AttentionKernel(ABC):
     """How queries attend to keys and values.
 
     Queries and outputs are (batch, heads, queries, head size). A ``key_mask`` is (batch, keys),
-    true on real positions; None if all positions are real.
+    true on real positions; None if all positions are real. Each query must see at least one key.
     """
 
     def __call__(
@@ -120,7 +120,8 @@ class SoftmaxAttention(AttentionKernel):
     """Softmax attention, Softmax(QKᵀ/√D)V (Vaswani et al. 2017).
 
     It is computed by PyTorch's fused kernels, except where those are slow: training on a CPU in
-    bfloat16 with up to 512 keys takes them two to three times as long as plain products.
+    bfloat16 with up to 512 keys takes them up to three times as long as plain products (measured on
+    an AMD CPU, ``benchmarks.layers``). Plain products round the logits to bfloat16.
     """
 
     def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> _Memory:

@@ -1,8 +1,21 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+
+from datamodules.vocabulary import CharacterVocabulary
+from lightning_modules import SpeechRecognizer
+from networks import (
+    AudioEncoder,
+    GreedySearch,
+    LogMelSpectrogram,
+    SpeechToText,
+    TextDecoderTransformer,
+)
 
 
 def test_the_decoding_strategy_is_given_by_class_path(
@@ -30,3 +43,25 @@ def test_a_ctc_head_and_its_loss_come_together(
     setting: str, message: str, small: list[str], fail_cli: Callable[..., str]
 ) -> None:
     assert message in fail_cli("fit", *small, f"--model.init_args.{setting}")
+
+
+def test_texts_are_decoded_in_the_type_of_the_weights() -> None:
+    """Also in a fit that computes in bfloat16."""
+    seen: list[tuple[torch.dtype, bool]] = []
+
+    class Spy(GreedySearch):
+        def decode(self, *args: Any, **ids: Any) -> Tensor:
+            seen.append((args[1].dtype, torch.is_autocast_enabled("cpu")))
+            return super().decode(*args, **ids)
+
+    vocabulary = CharacterVocabulary()
+    network = SpeechToText(
+        AudioEncoder(hidden_size=8, heads=2, mlp_size=8),
+        TextDecoderTransformer(len(vocabulary), hidden_size=8, heads=2, mlp_size=8, max_tokens=9),
+        LogMelSpectrogram(),
+    )
+    model = SpeechRecognizer(network, vocabulary)
+    with torch.autocast("cpu", torch.bfloat16):
+        memory, mask = network.encode(torch.randn(2, 9_000), torch.tensor([9_000, 8_000]))
+        model.transcribe(memory.bfloat16(), mask, Spy())
+    assert seen == [(torch.float32, False)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from networks.attention import AttentionKernel, KeyValues, MaclaurinAttention, SoftmaxAttention
 from tests.networks.test_maclaurin import inputs, padding
@@ -36,3 +37,48 @@ def test_weights_whole_sequences_and_steps_agree(kernel: AttentionKernel) -> Non
 def test_invalid_settings_are_rejected(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MaclaurinAttention(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_bfloat16_training_attends_as_the_fused_kernel(
+    has_mask: bool, is_causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output and gradients of plain products, against the fused kernel in float64."""
+    torch.manual_seed(0)
+    shape = (3, 2, 50, 8)
+    inputs = [torch.randn(shape).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    exact_query, exact_keys, exact_values = exact
+    key_mask = torch.arange(50) < torch.tensor([[50], [30], [1]]) if has_mask else None
+    query, keys, values = inputs
+    with monkeypatch.context() as patch:
+        patch.delattr(F, "scaled_dot_product_attention")
+        found = SoftmaxAttention()(query, KeyValues(keys, values), key_mask, is_causal)
+    mask = torch.ones(50, 50, dtype=torch.bool)
+    if is_causal:
+        mask = mask.tril()
+    if key_mask is not None:
+        mask = mask & key_mask[:, None, None, :]
+    expected = F.scaled_dot_product_attention(exact_query, exact_keys, exact_values, attn_mask=mask)
+    error = torch.randn(shape)
+    found.backward(error.bfloat16())
+    expected.backward(error.double())
+    assert torch.allclose(found.double(), expected, atol=0.03)
+    for x, reference in zip(inputs, exact, strict=True):
+        assert x.grad is not None
+        assert reference.grad is not None
+        assert torch.allclose(x.grad.double(), reference.grad, atol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("keys", "dtype", "is_training"),
+    [(513, torch.bfloat16, True), (50, torch.bfloat16, False), (50, torch.float32, True)],
+)
+def test_all_else_takes_the_fused_kernel(
+    keys: int, dtype: torch.dtype, is_training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(F, "scaled_dot_product_attention")
+    x = torch.randn(1, 1, keys, 4, dtype=dtype, requires_grad=is_training)
+    with pytest.raises(AttributeError, match="scaled_dot_product_attention"):
+        SoftmaxAttention()(x, KeyValues(x, x), None, causal=False)
