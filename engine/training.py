@@ -129,7 +129,7 @@ class TrainingModule(LightningModule):
             step()
             if schedule is not None:
                 schedule.step()  # type: ignore[union-attr]
-            if self.trainer.global_step == self.trainer.max_steps:
+            if first_step + len(taken) == self.trainer.max_steps:
                 break
         # Checked together, to avoid waiting for a GPU in each step. A batch with a non-finite loss
         # is not saved.

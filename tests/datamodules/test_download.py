@@ -6,12 +6,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-import medmnist
 import pytest
 
 from datamodules import OCTMNISTDataModule
 from datamodules.download import download, unpack_folder
 from datamodules.ljspeech import LJSpeechDataModule
+from datamodules.medmnist import read_info
 from errors import UserError
 from tests.conftest import write_corpus
 
@@ -118,9 +118,9 @@ def test_a_missing_image_set_is_downloaded_and_checked(
     content = retinas.read_bytes()
     server = serve(content)
     server.break_after = [1000]
-    monkeypatch.setitem(medmnist.INFO["octmnist"], "url", server.url)
+    monkeypatch.setitem(read_info()["octmnist"], "url", server.url)
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    monkeypatch.setitem(medmnist.INFO["octmnist"], "MD5", md5)
+    monkeypatch.setitem(read_info()["octmnist"], "MD5", md5)
     data = OCTMNISTDataModule(root=str(tmp_path / "sets"))
     data.prepare_data()
     data.setup("fit")
@@ -128,7 +128,7 @@ def test_a_missing_image_set_is_downloaded_and_checked(
     assert len(data.datasets["train"]) == 200
     OCTMNISTDataModule(root=str(tmp_path / "sets")).prepare_data()
     assert len(server.ranges) == 2  # once is enough
-    monkeypatch.setitem(medmnist.INFO["octmnist"], "MD5", "0" * 32)
+    monkeypatch.setitem(read_info()["octmnist"], "MD5", "0" * 32)
     with pytest.raises(UserError, match=rf"md5 {md5} instead of 000.*--data.init_args.file"):
         OCTMNISTDataModule(root=str(tmp_path / "others")).prepare_data()
     assert files_below(tmp_path / "others") == []

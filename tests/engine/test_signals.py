@@ -221,8 +221,8 @@ def test_the_grace_period_is_for_each_batch_while_gradients_accumulate(
 ) -> None:
     """The run stops after the optimizer step, which may come later than the grace period."""
     slow = ["--trainer.callbacks+=tests.stopping.Slow", "--trainer.callbacks.seconds=0.5"]
-    slow += ["--trainer.accumulate_grad_batches=8", "--trainer.max_epochs=100"]
-    grace = "import engine.signals; engine.signals.GRACE_SECONDS = 2"
+    slow += ["--trainer.accumulate_grad_batches=16", "--trainer.max_epochs=100"]
+    grace = "import engine.signals; engine.signals.GRACE_SECONDS = 5"
     fit = Started(["fit", *PLAIN, *slow, *stop_at(1)], tmp_path, before=grace)
     started.append(fit)
     output = fit.end()
