@@ -19,10 +19,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import OURS, Comparison, Section
 
-NAMES = [
-    *("training", "recognizers", "layers", "classifiers"),
-    *("text_metrics", "startup", "matmul", "growth"),
-]
+NAMES = "training recognizers layers classifiers text_metrics startup matmul growth".split()
 SPEECH = ("training", "startup")
 """Benchmarks that need clips."""
 ROUNDS = {"training": 2, "recognizers": 11, "startup": 3, "growth": 2}

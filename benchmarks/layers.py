@@ -1,6 +1,8 @@
-"""Layers in training against PyTorch's own, in bfloat16 as in a Conformer's step.
+"""Layers in training against PyTorch's own, in bfloat16.
 
-python -m benchmarks.layers
+    python -m benchmarks.layers
+
+The sizes are those of a batch of 19 clips of 6.3 s in a Conformer of 144 channels.
 """
 
 import argparse

@@ -7,7 +7,7 @@ LEVELS = 2**16  # values of the 16 bits that decide one element
 
 
 class Dropout(nn.Dropout):
-    """``nn.Dropout``, about three times as fast on an AMD CPU (``benchmarks.layers``).
+    """``nn.Dropout``, 2.6 times as fast on an AMD CPU (``benchmarks.layers``).
 
     There, PyTorch draws its masks number by number on one core: an eighth of a Conformer's
     training step. Here one draw of 64 bits decides four elements, so the probability is a multiple

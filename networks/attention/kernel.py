@@ -119,9 +119,9 @@ class _Positions:
 class SoftmaxAttention(AttentionKernel):
     """Softmax attention, Softmax(QKᵀ/√D)V (Vaswani et al. 2017).
 
-    It is computed by PyTorch's fused kernels, except where those are slow: training on a CPU in
-    bfloat16 with up to 512 keys takes them up to three times as long as plain products (measured on
-    an AMD CPU, ``benchmarks.layers``). Plain products round the logits to bfloat16.
+    It is computed by PyTorch's fused kernels, except where those are slow: to train on a CPU in
+    bfloat16 with up to 512 keys, they take longer than plain products (``benchmarks.layers``, on an
+    AMD CPU). Plain products round the logits to bfloat16.
     """
 
     def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> _Memory:
