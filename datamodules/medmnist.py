@@ -4,7 +4,7 @@ import math
 import runpy
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,22 +44,18 @@ class ImageBatch(NamedTuple):
         images: (batch, channels, height, width), uint8 as stored, or float32 once prepared.
         labels: (batch,) classes as int64.
         sizes: number of images of each optimizer step, in order.
-        prepare: function that prepares a step's images when the step is taken, while they are in
-            the processor's cache; None if they are prepared.
     """
 
     indices: Tensor
     images: Tensor
     labels: Tensor
     sizes: tuple[int, ...]
-    prepare: Callable[[Tensor], Tensor] | None = None
 
     def steps(self) -> Iterator["ImageBatch"]:
         """Yield the batch of each optimizer step."""
         parts = (self.indices, self.images, self.labels)
         for indices, images, labels in zip(*(x.split(self.sizes) for x in parts), strict=True):
-            ready = images if self.prepare is None else self.prepare(images)
-            yield ImageBatch(indices, ready, labels, (len(indices),))
+            yield ImageBatch(indices, images, labels, (len(indices),))
 
     def describe(self) -> str:
         """Return the number of images, their size and their indices."""
@@ -265,17 +261,11 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         )
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
-        """Prepare the images, or let each of several steps do so."""
-        if len(batch.sizes) > 1:
-            return batch._replace(prepare=self.prepare_images)
-        return batch._replace(images=self.prepare_images(batch.images))
-
-    def prepare_images(self, images: Tensor) -> Tensor:
         """Scale pixels and, in training, augment, on the model's device."""
-        images = images.float().div_(self.pixel_divisor)
+        images = batch.images.float().div_(self.pixel_divisor)
         if self.augment is not None and self.trainer is not None and self.trainer.training:
             images = self.augment(images)
-        return images
+        return batch._replace(images=images)
 
 
 @cache
