@@ -3,6 +3,9 @@
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class ExponentialWeightAverage(WeightAveraging):
@@ -17,13 +20,15 @@ class ExponentialWeightAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-            if not averaged.is_floating_point():  # batch norm's count of batches
-                return current
-            steps = float(count)
-            return averaged.lerp(current, 1 - min(decay, steps / (steps + 10)))
+        def average(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
+            if averaged[0].is_floating_point():  # all tensors of a call have one type
+                steps = float(count)
+                get_ema_multi_avg_fn(min(decay, steps / (steps + 10)))(averaged, current, count)
+            else:  # batch norm's counts of batches
+                for mean, latest in zip(averaged, current, strict=True):
+                    mean.copy_(latest)
 
-        super().__init__(avg_fn=average)
+        super().__init__(multi_avg_fn=average)
         self._evaluates_average = False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

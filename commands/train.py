@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser
@@ -124,6 +125,8 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
     # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
     # and they fragment the heap (+1.4 GB in 48 steps). oneDNN reads the variable at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    # On an H100 and H200, cuDNN's attention comes first, but it plans anew for each shape.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     stage = args[0]
     arguments = {stage: SuiteCLI.subcommands()[stage]}
 

@@ -41,6 +41,7 @@ class LengthBucketBatchSampler(EpochSampler):
             clips is not a multiple of the number of processes.
         max_batch_length: maximum number of clips times longest clip, per batch and process; None
             for no limit. A longer clip is a batch of its own.
+        padding: length that a batch may be padded by beyond its longest clip, within the limit.
         shuffle: whether batches change from epoch to epoch.
         seed: seed for shuffling.
         rank: number of this process.
@@ -60,6 +61,7 @@ class LengthBucketBatchSampler(EpochSampler):
         batch_size: int,
         max_batch_length: int | None = None,
         *,
+        padding: int = 0,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -77,7 +79,7 @@ class LengthBucketBatchSampler(EpochSampler):
             # Sizes are the same in every epoch. The random factors reorder the clips, so a batch's
             # longest clip can exceed that of the same batch in sorted order by this ratio.
             worst = (1 + self.jitter) / (1 - self.jitter)
-            longest_first = -np.sort(-self.lengths)
+            longest_first = -np.sort(-self.lengths) + padding
             limit = max_batch_length / worst
             self.sizes = cut_by_length(longest_first, batch_size, limit, world_size)
             if shuffle:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -70,6 +71,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
         sample_rate: rate in Hz that clips are resampled to.
         channel: number of the channel to read, from 0; None averages the channels.
         augment: augmentation of each clip; none by default.
+        multiple: number of samples that batches are padded to a multiple of.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class SpeechDataset(Dataset[SpeechBatch]):
         sample_rate: int,
         channel: int | None = None,
         augment: ClipAugment | None = None,
+        multiple: int = 1,
     ) -> None:
         self.clips = clips
         self.vocabulary = vocabulary
         self.sample_rate = sample_rate
         self.channel = channel
         self.augment = augment
+        self.multiple = multiple
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -107,6 +111,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
             waveforms.append(waveform)
             tokens.append(torch.tensor(self.vocabulary.encode(clip.text if has_text else "")))
         padded = pad_sequence(waveforms, batch_first=True)
+        padded = F.pad(padded, (0, -padded.shape[1] % self.multiple))
         return SpeechBatch(
             indices=torch.tensor(read),
             ids=tuple(self.clips[i].id for i in read),

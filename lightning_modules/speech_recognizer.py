@@ -232,15 +232,18 @@ class SpeechRecognizer(TrainingModule):
         )
         losses = {"nll": nll.detach()}
         if self.ctc_weight > 0:
+            logs = self.network.ctc_log_probabilities(memory).transpose(0, 1)
+            # On a GPU, the backward pass adds in no fixed order.
+            device = "cpu" if torch.are_deterministic_algorithms_enabled() else logs.device
             total = F.ctc_loss(
-                self.network.ctc_log_probabilities(memory).transpose(0, 1),
-                batch.tokens[:, 1:],
-                memory_mask.sum(1),
-                batch.token_lengths - 2,  # without start and stop
+                logs.to(device),
+                batch.tokens[:, 1:].to(device),
+                memory_mask.sum(1).to(device),
+                (batch.token_lengths - 2).to(device),  # without start and stop
                 blank=pad,
                 reduction="sum",
                 zero_infinity=True,  # for clips with fewer positions than characters
-            )
+            ).to(memory.device)
             ctc = total / (targets != pad).sum()
             losses["ctc"] = ctc.detach()
             loss = (1 - self.ctc_weight) * loss + self.ctc_weight * ctc

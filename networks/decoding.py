@@ -65,7 +65,10 @@ def check_ctc(network: SpeechToText) -> None:
 
 def forbid(logits: Tensor, *tokens: int) -> Tensor:
     """Return logits (…, vocabulary) with -∞ at the given tokens."""
-    return logits.index_fill(-1, torch.tensor(tokens, device=logits.device), -torch.inf)
+    logits = logits.clone()
+    for token in tokens:  # a tensor of the tokens would be copied to a GPU at each step
+        logits[..., token] = -torch.inf
+    return logits
 
 
 class GreedySearch(DecodingStrategy):

@@ -156,15 +156,34 @@ def _attend(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, is_causal: bool = False
 ) -> Tensor:
     """Attend where ``mask``, broadcast to (batch, heads, queries, keys), is true."""
+    size = query.shape[-1]
+    if query.device.type == "cuda" and size % 8:
+        return attend_padded(query, keys, values, mask, is_causal)
     is_slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
     if not is_slow or keys.shape[-2] > 512:
         return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal)
-    logits = (query / math.sqrt(query.shape[-1])) @ keys.transpose(-1, -2)
+    logits = (query / math.sqrt(size)) @ keys.transpose(-1, -2)
     if is_causal:
         mask = _seen(query, keys)
     if mask is not None:
         logits.masked_fill_(~mask, -math.inf)
     return logits.softmax(-1) @ values
+
+
+def attend_padded(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, is_causal: bool
+) -> Tensor:
+    """Attend with heads padded to a multiple of 8 features.
+
+    For other head sizes, PyTorch on a GPU computes all weights, in float32.
+    """
+    size = query.shape[-1]
+    query, keys, values = (F.pad(x, (0, -size % 8)) for x in (query, keys, values))
+    scale = 1 / math.sqrt(size)
+    found = F.scaled_dot_product_attention(
+        query, keys, values, mask, is_causal=is_causal, scale=scale
+    )
+    return found[..., :size]
 
 
 def _seen(query: Tensor, keys: Tensor) -> Tensor:

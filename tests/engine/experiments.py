@@ -52,6 +52,8 @@ def arguments(task: str, small: list[str], retinas: Path) -> list[str]:
         args += ["--lr_scheduler=lightning_modules.WarmupLinearDecay"]
         if "validated" in task:
             args += ["--trainer.val_check_interval=0.5", "--trainer.max_steps=7"]
+    if torch.cuda.is_available():  # by default, sums on a GPU have no fixed order
+        args.append("--trainer.deterministic=true")
     return [*args, *QUIET, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
 
 

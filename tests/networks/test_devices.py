@@ -179,8 +179,8 @@ def score_prefixes() -> object:
     return before, scores.extend(), align(logs, memory()[1], tokens(), lengths, blank=2)
 
 
-def attend_causally(kernel: AttentionKernel) -> object:
-    q, k, v = (torch.rand(3, 2, 200, 8, device=GPU) for _ in "qkv")  # more than one chunk
+def attend_causally(kernel: AttentionKernel, size: int = 8) -> object:
+    q, k, v = (torch.rand(3, 2, 200, size, device=GPU) for _ in "qkv")  # more than one chunk
     mask = torch.ones(3, 200, dtype=torch.bool, device=GPU)
     return kernel(q, KeyValues(k, v), mask, causal=True), kernel.weights(q, k, mask)
 
@@ -232,6 +232,7 @@ CASES: dict[str, Callable[[], object]] = {
         torch.rand(3, 80, 50, device=GPU), torch.full((3,), 40, device=GPU)
     ),
     "SoftmaxAttention": lambda: attend_causally(SoftmaxAttention()),
+    "SoftmaxAttention, padded heads": lambda: attend_causally(SoftmaxAttention(), size=5),
     "MaclaurinAttention": lambda: attend_causally(SERIES),
     **{f"decoding, {decoder.__name__}": partial(decode, decoder) for decoder in DECODERS},
     "GreedySearch": search_greedily,

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from networks.attention import AttentionKernel, KeyValues, MaclaurinAttention, SoftmaxAttention
+from networks.attention.kernel import attend_padded
 from tests.networks.test_maclaurin import inputs, padding
 
 
@@ -82,3 +83,20 @@ def test_all_else_takes_the_fused_kernel(
     x = torch.randn(1, 1, keys, 4, dtype=dtype, requires_grad=is_training)
     with pytest.raises(AttributeError, match="scaled_dot_product_attention"):
         SoftmaxAttention()(x, KeyValues(x, x), None, causal=False)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_padded_heads_attend_as_unpadded_ones(is_causal: bool) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 2, 7, 5, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    mask = None if is_causal else ~padding(7)[:, None, None, :]
+    query, keys, values = inputs
+    found = attend_padded(query, keys, values, mask, is_causal)
+    expected = F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.sin().sum(), inputs),
+        torch.autograd.grad(expected.sin().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
