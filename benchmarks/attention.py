@@ -1,6 +1,6 @@
 """Compare Maclaurin with softmax attention: time, peak memory, crossover and error.
 
-    python -m benchmarks.attention [--longest 65536] [--output docs]
+    python -m benchmarks.attention [--longest 65536] [--bfloat16] [--output docs]
 
 Writes ``attention_benchmark.md`` and ``attention_benchmark.png`` to the output folder. Uses one
 head, K = 3, and a GPU if there is one. The peer is PyTorch's `scaled_dot_product_attention`; the
@@ -48,6 +48,7 @@ class Case:
     size: int
     causal: bool
     backward: bool
+    dtype: torch.dtype = torch.float32
 
     def title(self) -> str:
         """Return the case in words."""
@@ -57,7 +58,10 @@ class Case:
     def call(self, form: str, length: int) -> Callable[[], None]:
         """Return a function that attends once over ``length`` positions."""
         shape = (1, 1, length, self.size)
-        q, k, v = (torch.randn(shape, device=DEVICE, requires_grad=self.backward) for _ in "qkv")
+        q, k, v = (
+            torch.randn(shape, device=DEVICE, dtype=self.dtype, requires_grad=self.backward)
+            for _ in "qkv"
+        )
 
         def attend() -> None:
             output = FORMS[form](q, k, v, self.causal)
@@ -69,8 +73,10 @@ class Case:
         return attend
 
 
-CASES = [Case(d, causal, backward) for backward in (False, True) for causal in (False, True)
-         for d in SIZES]  # fmt: skip
+def list_cases(dtype: torch.dtype) -> list[Case]:
+    """Return all cases of a data type."""
+    flags = [(causal, backward) for backward in (False, True) for causal in (False, True)]
+    return [Case(size, *flag, dtype) for flag in flags for size in SIZES]
 
 
 def lengths_up_to(longest: int, form: str) -> list[int]:
@@ -79,7 +85,7 @@ def lengths_up_to(longest: int, form: str) -> list[int]:
     return [2**n for n in range(8, int(math.log2(longest)) + 1)]
 
 
-def measure_in_turn(calls: dict[str, Callable[[], None]], budget: float = 1.0) -> dict[str, float]:
+def measure_in_turn(calls: dict[str, Callable[[], None]], budget: float) -> dict[str, float]:
     """Call all in turn until the budget is spent; return each one's median time in seconds.
 
     The first round warms up, and counts only if it is longer than the budget: what a first call
@@ -111,12 +117,12 @@ def peak_bytes(function: Callable[[], None]) -> int:
     return 1024 * (kilobytes("VmHWM") - before)
 
 
-def memory_lines(longest: int) -> list[str]:
+def memory_lines(longest: int, dtype: torch.dtype) -> list[str]:
     """Measure peak memory at D = 16 with a backward pass; return a Markdown table's lines."""
     lines = ["| L | causal | softmax | naive | linear | linear, bytes per position |",
              "|---:|---|---:|---:|---:|---:|"]  # fmt: skip
     for causal in (False, True):
-        case = Case(16, causal, backward=True)
+        case = Case(16, causal, True, dtype)
         for length in lengths_up_to(longest, "linear")[::2]:
             cells = {}
             for form in FORMS:
@@ -130,16 +136,19 @@ def memory_lines(longest: int) -> list[str]:
     return lines
 
 
-def measure_times(longest: int) -> dict[tuple[Case, str], dict[int, float]]:
+def measure_times(
+    longest: int, dtype: torch.dtype, budget: float
+) -> dict[tuple[Case, str], dict[int, float]]:
     """Return each case's and form's time in seconds, by length."""
     times: dict[tuple[Case, str], dict[int, float]] = {
-        (case, form): {} for case in CASES for form in FORMS
+        (case, form): {} for case in list_cases(dtype) for form in FORMS
     }
     Case(8, causal=False, backward=True).call("linear", 2**16)()  # loads torch.utils.checkpoint
-    for case in CASES:
+    for case in list_cases(dtype):
         for length in lengths_up_to(longest, "linear"):
             forms = [form for form in FORMS if length <= NAIVE_LONGEST or form != "naive"]
-            found = measure_in_turn({form: case.call(form, length) for form in forms})
+            calls = {form: case.call(form, length) for form in forms}
+            found = measure_in_turn(calls, budget)
             for form, seconds in found.items():
                 times[case, form][length] = seconds
         print(case.title(), "measured")
@@ -160,7 +169,8 @@ def crossover(softmax: dict[int, float], linear: dict[int, float]) -> float | No
 
 def time_lines(times: dict[tuple[Case, str], dict[int, float]]) -> list[str]:
     """Return the table of softmax's time divided by linear's, by length."""
-    lengths = list(times[CASES[0], "linear"])
+    cases = list(dict.fromkeys(case for case, _ in times))
+    lengths = list(times[cases[0], "linear"])
     shown = lengths[::2]
     heading = [f"L = {length:,}" for length in shown]
     lines = [
@@ -170,7 +180,7 @@ def time_lines(times: dict[tuple[Case, str], dict[int, float]]) -> list[str]:
         ),
         "|---|---:|" + "---:|" * (len(shown) + 2),
     ]
-    for case in CASES:
+    for case in cases:
         softmax, linear = times[case, "softmax"], times[case, "linear"]
         ratios = [f"{softmax[length] / linear[length]:.2f}" for length in shown]
         where = crossover(softmax, linear)
@@ -217,12 +227,13 @@ def draw(
     path: Path,
 ) -> None:
     """Plot forward times by length, predicted and measured crossovers, and errors."""
+    dtype = next(iter(times))[0].dtype
     figure = Figure(figsize=(14, 9), layout="constrained")
     panels = figure.subplots(2, 3).flat
     for axes, (causal, size) in zip(
         panels, [(False, 16), (False, 64), (True, 16), (True, 64)], strict=False
     ):
-        case = Case(size, causal, backward=False)
+        case = Case(size, causal, False, dtype)
         for form, style in (("softmax", "C0-"), ("naive", "C2:"), ("linear", "C1-")):
             curve = times[case, form]
             axes.loglog(list(curve), list(curve.values()), style, label=form, base=2)
@@ -237,7 +248,7 @@ def draw(
     features = [count_features(size, TERMS) for size in SIZES]
     axes.loglog(features, features, "--", color="grey", label="L = M")
     for causal, backward, marker in ((False, False, "o"), (False, True, "s"), (True, False, "^")):
-        cases = [Case(size, causal, backward) for size in SIZES]
+        cases = [Case(size, causal, backward, dtype) for size in SIZES]
         found = [crossover(times[case, "softmax"], times[case, "linear"]) for case in cases]
         label = cases[0].title().partition(", ")[2]
         axes.plot(features, [math.nan if x is None else x for x in found], marker, label=label)
@@ -258,19 +269,22 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=65_536, help="maximum length (65536)")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder (docs)")
     parser.add_argument("--memory", action="store_true", help="print the memory table only")
+    parser.add_argument("--bfloat16", action="store_true", help="queries, keys, values in bfloat16")
+    parser.add_argument("--budget", type=float, default=1.0, help="seconds a case and length (1)")
     args = parser.parse_args()
+    dtype = torch.bfloat16 if args.bfloat16 else torch.float32
     if args.memory:
-        print("\n".join(memory_lines(args.longest)))
+        print("\n".join(memory_lines(args.longest, dtype)))
         return
     # Memory is measured in a separate process that returns freed blocks to the system at once.
     memory = subprocess.run(
-        [sys.executable, "-m", "benchmarks.attention", "--memory", f"--longest={args.longest}"],
+        [sys.executable, "-m", "benchmarks.attention", "--memory", *sys.argv[1:]],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
         check=True,
         text=True,
         stdout=subprocess.PIPE,
     ).stdout
-    times, errors = measure_times(args.longest), measure_errors()
+    times, errors = measure_times(args.longest, dtype, args.budget), measure_errors()
     device = (
         torch.cuda.get_device_name()
         if DEVICE.type == "cuda"
@@ -280,7 +294,7 @@ def main() -> None:
         [
             (
                 f"Measured by `python -m benchmarks.attention` on: {device}, PyTorch "
-                f"{torch.__version__}, float32, one head, K = {TERMS}."
+                f"{torch.__version__}, {str(dtype).removeprefix('torch.')}, one head, K = {TERMS}."
             ),
             "\nTime of `scaled_dot_product_attention` / time of the linear form:\n",
             *time_lines(times),
