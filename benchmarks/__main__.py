@@ -27,8 +27,9 @@ INTRODUCTION = """# Benchmarks
 
 Each ratio is a peer's time divided by ours: above 1, the suite is faster. Contenders take turns,
 A B C, A B C, … after a warm-up; each section says where their work differs. The tables have the
-median over the rounds and the range. Bars are minimum ratios that the project requires. `make
-bench` measures everything anew; [attention](attention_benchmark.md) has a page of its own.
+median over the rounds and the range; a median of ratios can differ from the ratio of the median
+times. Bars are minimum ratios that the project requires. `make bench` measures everything anew;
+[attention](attention_benchmark.md) has a page of its own.
 
 ![ratios of all comparisons](benchmarks.png)
 """

@@ -123,7 +123,8 @@ def load(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, Any]:
 def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
     """Run a stage; errors are raised as LightningCLI raises them."""
     # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
-    # and they fragment the heap (+1.4 GB in 48 steps). oneDNN reads the variable at its first use.
+    # and they fragment the heap (docs/results.md, "Padding"). oneDNN reads the variable at its
+    # first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # On an H100 and H200, cuDNN's attention comes first, but it plans anew for each shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
