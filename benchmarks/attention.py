@@ -88,14 +88,12 @@ def lengths_up_to(longest: int, form: str) -> list[int]:
 def measure_in_turn(calls: dict[str, Callable[[], None]], budget: float) -> dict[str, float]:
     """Call all in turn until the budget is spent; return each one's median time in seconds.
 
-    The first round warms up, and counts only if it is longer than the budget: what a first call
-    loads and caches is then no part of it.
+    The first round warms up and does not count: a first call loads and caches.
     """
     rounds: list[dict[str, float]] = []
-    while not rounds or sum(sum(times.values()) for times in rounds) < budget:
+    while len(rounds) < 2 or sum(sum(times.values()) for times in rounds[1:]) < budget:
         rounds.append({form: stopwatch(call) for form, call in calls.items()})
-    counted = rounds[1:] or rounds
-    return {form: statistics.median(times[form] for times in counted) for form in calls}
+    return {form: statistics.median(times[form] for times in rounds[1:]) for form in calls}
 
 
 def peak_bytes(function: Callable[[], None]) -> int:
@@ -290,10 +288,11 @@ def main() -> None:
         if DEVICE.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
+    given = "".join(f" {argument}" for argument in sys.argv[1:])
     text = "\n".join(
         [
             (
-                f"Measured by `python -m benchmarks.attention` on: {device}, PyTorch "
+                f"Measured by `python -m benchmarks.attention{given}` on: {device}, PyTorch "
                 f"{torch.__version__}, {str(dtype).removeprefix('torch.')}, one head, K = {TERMS}."
             ),
             "\nTime of `scaled_dot_product_attention` / time of the linear form:\n",

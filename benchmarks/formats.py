@@ -88,7 +88,7 @@ def main() -> None:
             expected = original["text"]
             for record, key in zip(records, files.values(), strict=True):
                 edits = Levenshtein.distance(record["text"], expected)
-                differences.setdefault(key, []).append(edits / len(expected))
+                differences.setdefault(key, []).append(edits / max(len(expected), 1))
     table = Table("format", *(f"{rate / 1000:g} kHz" for rate in RATES))
     for kind in FORMATS:
         cells = (differences.get((kind, rate)) for rate in RATES)

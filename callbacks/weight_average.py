@@ -31,6 +31,11 @@ class ExponentialWeightAverage(WeightAveraging):
         super().__init__(multi_avg_fn=average)
         self._evaluates_average = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Create the average on the trainer's device, which the model itself reaches later."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap in the averaged weights."""
         super().on_validation_epoch_start(trainer, pl_module)

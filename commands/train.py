@@ -126,7 +126,7 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
     # and they fragment the heap (docs/results.md, "Padding"). oneDNN reads the variable at its
     # first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    # On an H100 and H200, cuDNN's attention comes first, but it plans anew for each shape.
+    # On an H100 or H200, PyTorch prefers cuDNN's attention, which plans anew for each shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
     stage = args[0]
     arguments = {stage: SuiteCLI.subcommands()[stage]}

@@ -41,7 +41,7 @@ class LengthBucketBatchSampler(EpochSampler):
             clips is not a multiple of the number of processes.
         max_batch_length: maximum number of clips times longest clip, per batch and process; None
             for no limit. A longer clip is a batch of its own.
-        padding: length that a batch may be padded by beyond its longest clip, within the limit.
+        multiple: length that batches are padded to a multiple of.
         shuffle: whether batches change from epoch to epoch.
         seed: seed for shuffling.
         rank: number of this process.
@@ -61,7 +61,7 @@ class LengthBucketBatchSampler(EpochSampler):
         batch_size: int,
         max_batch_length: int | None = None,
         *,
-        padding: int = 0,
+        multiple: int = 1,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -70,6 +70,7 @@ class LengthBucketBatchSampler(EpochSampler):
     ) -> None:
         super().__init__(seed=seed, rank=rank, world_size=world_size)
         self.lengths = np.asarray(lengths)
+        self.multiple = multiple
         self.shuffle = shuffle
         self.jitter = jitter if shuffle else 0.0
         if max_batch_length is None:
@@ -79,7 +80,7 @@ class LengthBucketBatchSampler(EpochSampler):
             # Sizes are the same in every epoch. The random factors reorder the clips, so a batch's
             # longest clip can exceed that of the same batch in sorted order by this ratio.
             worst = (1 + self.jitter) / (1 - self.jitter)
-            longest_first = -np.sort(-self.lengths) + padding
+            longest_first = -np.sort(-self.lengths) + multiple - 1
             limit = max_batch_length / worst
             self.sizes = cut_by_length(longest_first, batch_size, limit, world_size)
             if shuffle:
@@ -111,7 +112,10 @@ class LengthBucketBatchSampler(EpochSampler):
     def padding(self) -> float:
         """Return the fraction of the epoch's samples that is padding, assuming one process."""
         batches = self.global_batches(self.epoch)
-        padded = sum(len(batch) * self.lengths[batch].max() for batch in batches)
+        padded = sum(
+            len(batch) * self.multiple * -(-self.lengths[batch].max() // self.multiple)
+            for batch in batches
+        )
         return float(1 - self.lengths.sum() / padded)
 
 

@@ -24,7 +24,7 @@ from metrics import normalize_transcript
 
 SPLITS = ("train", "val", "test")
 EVALUATION_TIMES = 4
-"""Size of the batches of validation and test with a GPU, relative to those of training."""
+"""Size of the batches on a GPU, relative to those of training."""
 
 
 class Transcript(NamedTuple):
@@ -50,8 +50,8 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
 
     Args:
         root: folder of the corpus.
-        batch_size: maximum number of clips per batch and process. With a GPU, validation and test
-            take four times as many, and four times ``max_batch_seconds``.
+        batch_size: maximum number of clips per batch and process. On a GPU, all but training
+            takes four times as many, and four times ``max_batch_seconds``.
         max_batch_seconds: maximum seconds per batch and process, padding and the slowest speed of
             ``augment`` included; None for no limit. A longer clip gets a batch of its own.
         splits: fractions of the clips, in order, for training and validation; the rest is for
@@ -72,8 +72,8 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             empty, the test clips.
         max_unreadable_clips: maximum number of clips to skip, per process, because they are missing
             or cannot be read. Each is reported. A batch without any readable clip stops the run.
-        num_workers: number of processes that read clips. None means up to 8 with a GPU. Without a
-            GPU it means 0, because reading costs little compared with a model on the same cores.
+        num_workers: number of processes that read clips. None means up to 8 on a GPU. On the CPU
+            it means 0, because reading costs little compared with a model on the same cores.
         seed: seed for shuffling.
     """
 
@@ -285,19 +285,22 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             clips, self.vocabulary, self.sample_rate, self.channel, augment, self._multiple()
         )
 
+    def _is_on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def _multiple(self) -> int:
         """Return the number of samples that batches are padded to a multiple of.
 
-        On a GPU, the first convolution of each new shape takes as long as a training step.
+        On a GPU, the first convolution of each new shape takes milliseconds.
         """
-        return self.sample_rate // 4 if torch.cuda.is_available() else 1
+        return self.sample_rate // 4 if self._is_on_gpu() else 1
 
     # ------------------------------------------------------------------ batching
 
     def make_sampler(self, split: str, *, shuffle: bool) -> LengthBucketBatchSampler:
         lengths = [clip.samples for clip in self.datasets[split].clips]
         # With a GPU, decoding takes as long for many clips as for a few.
-        times = EVALUATION_TIMES if not shuffle and torch.cuda.is_available() else 1
+        times = EVALUATION_TIMES if not shuffle and self._is_on_gpu() else 1
         longest = None
         slowest = min(self.augment.speeds) if shuffle and self.augment else 1.0
         if self.max_batch_seconds is not None:
@@ -306,7 +309,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             lengths,
             times * self.batch_size,
             longest,
-            padding=self._multiple() - 1,
+            multiple=self._multiple(),
             shuffle=shuffle,
             seed=self.seed,
             rank=self.rank,
@@ -322,9 +325,9 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
     def loader_options(self) -> dict[str, Any]:
         workers = self.num_workers
         if workers is None:
-            workers = min(8, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+            workers = min(8, os.cpu_count() or 1) if self._is_on_gpu() else 0
         return {
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "pin_memory": torch.cuda.is_available(),
+            "pin_memory": self._is_on_gpu(),
         }

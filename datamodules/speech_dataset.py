@@ -111,7 +111,8 @@ class SpeechDataset(Dataset[SpeechBatch]):
             waveforms.append(waveform)
             tokens.append(torch.tensor(self.vocabulary.encode(clip.text if has_text else "")))
         padded = pad_sequence(waveforms, batch_first=True)
-        padded = F.pad(padded, (0, -padded.shape[1] % self.multiple))
+        if missing := -padded.shape[1] % self.multiple:
+            padded = F.pad(padded, (0, missing))
         return SpeechBatch(
             indices=torch.tensor(read),
             ids=tuple(self.clips[i].id for i in read),

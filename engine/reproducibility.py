@@ -158,7 +158,7 @@ def check_identity(resumed: dict[str, Any], now: dict[str, Any], within_epoch: b
         raise UserError(
             f"the checkpoint's epochs have {resumed.get('batches')} batches, this configuration's "
             f"{now['batches']}, and their content differs: resume with the data, batch_size, "
-            "steps_per_execution, seed and number of devices that the run was trained with"
+            "steps_per_execution, seed, kind and number of devices that the run was trained with"
         )
 
 

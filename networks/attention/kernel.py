@@ -157,7 +157,7 @@ def _attend(
 ) -> Tensor:
     """Attend where ``mask``, broadcast to (batch, heads, queries, keys), is true."""
     size = query.shape[-1]
-    if query.device.type == "cuda" and size % 8:
+    if query.device.type == "cuda" and query.dtype.itemsize == 2 and size % 8:
         return attend_padded(query, keys, values, mask, is_causal)
     is_slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
     if not is_slow or keys.shape[-2] > 512:
@@ -175,7 +175,7 @@ def attend_padded(
 ) -> Tensor:
     """Attend with heads padded to a multiple of 8 features.
 
-    For other head sizes, PyTorch on a GPU computes all weights, in float32.
+    For other head sizes in half precision, PyTorch on a GPU computes all weights, in float32.
     """
     size = query.shape[-1]
     query, keys, values = (F.pad(x, (0, -size % 8)) for x in (query, keys, values))

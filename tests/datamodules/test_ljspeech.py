@@ -27,9 +27,9 @@ def test_the_courses_split_of_lj_speech_is_exact(tmp_path: Path) -> None:
 def test_batches_hold_padded_waveforms_and_tokens_with_their_lengths(
     has_gpu: bool, tones: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    data = LJSpeechDataModule(root=str(tones), batch_size=8, num_workers=0)
-    monkeypatch.setattr(data, "loader_options", lambda: {"num_workers": 0})
+    monkeypatch.setattr(LJSpeechDataModule, "_is_on_gpu", lambda _: has_gpu)
+    monkeypatch.setattr(LJSpeechDataModule, "loader_options", lambda _: {"num_workers": 0})
+    data = LJSpeechDataModule(root=str(tones), batch_size=8)
     data.setup("fit")
     texts = {id: text for id, text, _ in read_metadata(tones / "metadata.csv")}
     assert [len(data.datasets[split]) for split in ("train", "val")] == [30, 2]

@@ -179,13 +179,46 @@ def score_prefixes() -> object:
     return before, scores.extend(), align(logs, memory()[1], tokens(), lengths, blank=2)
 
 
-def attend_causally(kernel: AttentionKernel, size: int = 8) -> object:
-    q, k, v = (torch.rand(3, 2, 200, size, device=GPU) for _ in "qkv")  # more than one chunk
+def attend_causally(kernel: AttentionKernel) -> object:
+    q, k, v = (torch.rand(3, 2, 200, 8, device=GPU) for _ in "qkv")  # more than one chunk
     mask = torch.ones(3, 200, dtype=torch.bool, device=GPU)
     return kernel(q, KeyValues(k, v), mask, causal=True), kernel.weights(q, k, mask)
 
 
-def recognizer_losses() -> object:
+def attend_with_padded_heads() -> Tensor:
+    q, k, v = (torch.rand(3, 2, 9, 5, device=GPU, dtype=torch.bfloat16) for _ in "qkv")
+    with pytest.MonkeyPatch.context() as patch:
+        padded: list[torch.Size] = []
+        attend = F.scaled_dot_product_attention
+
+        def record(query: Tensor, *args: Any, **settings: Any) -> Tensor:
+            padded.append(query.shape)
+            return attend(query, *args, **settings)
+
+        patch.setattr(F, "scaled_dot_product_attention", record)
+        found: Tensor = SoftmaxAttention()(q, KeyValues(k, v), None, causal=False)
+    assert padded == [(3, 2, 9, 8)]
+    assert found.shape == q.shape
+    return found
+
+
+def deterministic_losses() -> object:
+    places: list[torch.device] = []
+
+    def record(*tensors: Tensor, **settings: Any) -> Tensor:
+        places.extend(tensor.device for tensor in tensors)
+        return fakeable_ctc_loss(*tensors, **settings)
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = recognizer_losses(record)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert places == [torch.device("cpu")] * 4
+    return found
+
+
+def recognizer_losses(ctc_loss: Callable[..., Tensor] = fakeable_ctc_loss) -> object:
     batch = SpeechBatch(
         indices=torch.arange(3, device=GPU),
         ids=("a", "b", "c"),
@@ -196,7 +229,7 @@ def recognizer_losses() -> object:
         seconds=1.0,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "ctc_loss", fakeable_ctc_loss)
+        patch.setattr(F, "ctc_loss", ctc_loss)
         return recognizer(transformer).losses(batch), batch.target_count()
 
 
@@ -232,13 +265,14 @@ CASES: dict[str, Callable[[], object]] = {
         torch.rand(3, 80, 50, device=GPU), torch.full((3,), 40, device=GPU)
     ),
     "SoftmaxAttention": lambda: attend_causally(SoftmaxAttention()),
-    "SoftmaxAttention, padded heads": lambda: attend_causally(SoftmaxAttention(), size=5),
+    "SoftmaxAttention, padded heads": attend_with_padded_heads,
     "MaclaurinAttention": lambda: attend_causally(SERIES),
     **{f"decoding, {decoder.__name__}": partial(decode, decoder) for decoder in DECODERS},
     "GreedySearch": search_greedily,
     "BeamSearch": search_a_beam,
     "PrefixScores and align": score_prefixes,
     "SpeechRecognizer's losses": recognizer_losses,
+    "SpeechRecognizer's deterministic losses": deterministic_losses,
     "ImageClassifier's loss": classifier_losses,
     "BooleanClassifier's loss": boolean_loss,
 }
