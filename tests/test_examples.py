@@ -79,7 +79,7 @@ def project(tmp_path: Path) -> Path:
     root = tmp_path / "project"
     root.mkdir()
     ignored = shutil.ignore_patterns("__pycache__")
-    for item in ("cli.py", "errors.py", "configs"):
+    for item in ("cli.py", "errors.py", "configs", "models"):
         (root / item).symlink_to(ROOT / item)
     for room in "callbacks commands datamodules engine lightning_modules metrics networks".split():
         shutil.copytree(ROOT / room, root / room, ignore=ignored)
