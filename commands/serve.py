@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Lock
 from typing import Any
+from uuid import uuid4
 
 import torch
 from PIL import Image
@@ -107,7 +108,7 @@ class Recognizer:
             seconds=len(waveform) / rate,
         )
         (view,) = inspect_batch(self.model, batch, [segment["text"]])
-        return view.image()
+        return make_unique(view.image())
 
 
 class ImageReader:
@@ -146,7 +147,18 @@ class ImageReader:
 
 def decode(picture: str | None) -> Image.Image | None:
     """Return a picture of a record; None if there is none."""
-    return None if picture is None else Image.open(io.BytesIO(base64.b64decode(picture)))
+    return (
+        None if picture is None else make_unique(Image.open(io.BytesIO(base64.b64decode(picture))))
+    )
+
+
+def make_unique(picture: Image.Image) -> Image.Image:
+    """Mark a picture, so that Gradio stores it in a file of its own.
+
+    Files are named by their content, and an equal one would be written again while it is sent.
+    """
+    picture.info["id"] = uuid4().hex  # becomes part of a PNG file
+    return picture
 
 
 def show_error(message: str, path: str | None = None) -> gr.Error:
@@ -260,7 +272,10 @@ def build_page(
                                     max_height=300,
                                     visible=recognizer.model.network.ctc_head is not None,
                                 ),
-                                gr.Image(label="Spectrogram and alignment of the first segment"),
+                                gr.Image(
+                                    label="Spectrogram and alignment of the first segment",
+                                    format="png",
+                                ),
                             ]
                             button.click(
                                 recognizer.recognize, sound, outputs, api_name=recognizer.name
@@ -274,8 +289,11 @@ def build_page(
                         with gr.Column():
                             results = [
                                 gr.Label(label=f"{reader.name}: probabilities"),
-                                gr.Image(label="Image as the classifier reads it"),
-                                gr.Image(label="Integrated gradients of the predicted class"),
+                                gr.Image(label="Image as the classifier reads it", format="png"),
+                                gr.Image(
+                                    label="Integrated gradients of the predicted class",
+                                    format="png",
+                                ),
                             ]
                             button.click(reader.classify, image, results, api_name=reader.name)
     return page

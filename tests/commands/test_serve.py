@@ -168,9 +168,17 @@ def test_the_page_gives_what_predict_gives_and_nothing_else(
 
 def test_requests_leave_nothing_in_memory(runs: Path, files: Path) -> None:
     """Objects are counted, because the size of a process depends on its allocator."""
+    from gradio.processing_utils import encode_pil_to_bytes
+
     from commands.serve import load_runs
 
     (recognizer,), (reader,), _ = load_runs([runs / "speech", runs / "images"], MAX_MINUTES)
+
+    sound = str(files / "spoken.wav")
+    pictures = [recognizer.recognize(sound)[2] for _ in range(2)]
+    stored = {encode_pil_to_bytes(picture, "png") for picture in pictures}  # type: ignore[no-untyped-call]
+    assert len(stored) == 2  # an equal file would be written again while it is sent
+    del pictures
 
     def ask_all() -> None:
         picture = recognizer.recognize(str(files / "spoken.wav"))[2]
