@@ -126,7 +126,8 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
     # and they fragment the heap (docs/results.md, "Padding"). oneDNN reads the variable at its
     # first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    # On an H100 or H200, PyTorch prefers cuDNN's attention, which plans anew for each shape.
+    # Probably cuDNN's attention, which plans anew for each shape, made first epochs on an H200 slow
+    # (docs/how_to/devices.md).
     torch.backends.cuda.enable_cudnn_sdp(False)
     stage = args[0]
     arguments = {stage: SuiteCLI.subcommands()[stage]}

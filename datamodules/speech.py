@@ -24,7 +24,7 @@ from metrics import normalize_transcript
 
 SPLITS = ("train", "val", "test")
 EVALUATION_TIMES = 4
-"""Size of the batches on a GPU, relative to those of training."""
+"""On a GPU, the size of all other batches relative to those of training."""
 
 
 class Transcript(NamedTuple):
@@ -299,11 +299,11 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
 
     def make_sampler(self, split: str, *, shuffle: bool) -> LengthBucketBatchSampler:
         lengths = [clip.samples for clip in self.datasets[split].clips]
-        # With a GPU, decoding takes as long for many clips as for a few.
+        # The steps of decoding are too small to keep a GPU busy.
         times = EVALUATION_TIMES if not shuffle and self._is_on_gpu() else 1
         longest = None
-        slowest = min(self.augment.speeds) if shuffle and self.augment else 1.0
         if self.max_batch_seconds is not None:
+            slowest = min(self.augment.speeds) if shuffle and self.augment else 1.0
             longest = int(times * self.max_batch_seconds * self.sample_rate * min(slowest, 1.0))
         sampler = LengthBucketBatchSampler(
             lengths,
