@@ -53,7 +53,7 @@ def write(path: Path, samples: NDArray[np.float32], rate: int) -> None:
         stream.layout = layout
         planes = np.ascontiguousarray(samples.T)
         frame = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
-        frame.sample_rate = rate
+        frame.sample_rate, frame.pts = rate, 0  # without a time, the encoder's delay stays in
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container_file.mux(packet)
 

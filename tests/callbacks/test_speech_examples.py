@@ -1,9 +1,11 @@
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.speech_examples import BAND_HEIGHT, CAPTION, MARGIN, ROW_HEIGHT, WIDTH, View
@@ -19,7 +21,11 @@ def test_tensorboard_has_figures_and_texts_of_each_epoch_and_the_audio_once(
     events.Reload()
     tags = events.Tags()
     assert tags["images"] == tags["audio"] == ["example_0", "example_1"]
-    assert [event.step for event in events.Images("example_0")] == [3, 6, 9]
+    pictures = events.Images("example_0")
+    assert [event.step for event in pictures] == [3, 6, 9]
+    with Image.open(BytesIO(pictures[0].encoded_image_string)) as picture:
+        assert picture.size == (pictures[0].width, pictures[0].height)
+        assert picture.width == MARGIN + WIDTH
     assert len(events.Audio("example_1")) == 1
     assert events.Audio("example_1")[0].sample_rate == pytest.approx(SAMPLE_RATE)
     texts = events.Tensors("example_0/text_summary")
