@@ -1,7 +1,7 @@
 """A classifier's predictions: a file of probabilities, and pictures in TensorBoard."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -48,6 +48,20 @@ class ProbabilityWriter(Callback):
             Console().print(f"{len(rows):,} predictions in {path}")
 
 
+class Mistake(NamedTuple):
+    """An image that was misclassified: the prediction's probability, both classes, the pixels."""
+
+    confidence: float
+    label: int
+    prediction: int
+    image: Tensor
+
+
+def most_confident(mistakes: list[Mistake], number: int) -> list[Mistake]:
+    """Return the mistakes with the highest confidence, the highest first."""
+    return sorted(mistakes, key=lambda mistake: -mistake.confidence)[:number]
+
+
 class ClassificationPictures(Callback):
     """Show the confusion matrix, misclassified images and first filters while training.
 
@@ -59,7 +73,11 @@ class ClassificationPictures(Callback):
     def __init__(self, images: int = 16, every_n_epochs: int = 5) -> None:
         self.images = images
         self.every_n_epochs = every_n_epochs
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._confusion = torch.zeros(0, dtype=torch.long)  # (labels · predictions,)
+        self._mistakes: list[Mistake] = []
 
     def on_validation_batch_end(
         self,
@@ -70,38 +88,54 @@ class ClassificationPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect a batch if this epoch is drawn."""
-        if self._board(trainer) is not None:
-            probabilities = outputs["logits"].softmax(-1).cpu()
-            self._seen.append((batch.images.cpu(), batch.labels.cpu(), probabilities))
+        """Count a batch's predictions and keep the most confident mistakes."""
+        if self._board(trainer) is None:
+            return
+        probabilities, labels = outputs["logits"].softmax(-1).cpu(), batch.labels.cpu()
+        confidence, predicted = probabilities.max(-1)
+        classes = probabilities.shape[-1]
+        counts = torch.bincount(labels * classes + predicted, minlength=classes**2)
+        self._confusion = counts + (self._confusion if len(self._confusion) else 0)
+        wrong = (predicted != labels).nonzero().flatten()
+        wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][: self.images]
+        self._mistakes = most_confident(
+            [
+                *self._mistakes,
+                *(
+                    Mistake(confidence[i].item(), int(labels[i]), int(predicted[i]), image)
+                    for i, image in zip(wrong, batch.images[wrong].cpu(), strict=True)
+                ),
+            ],
+            self.images,
+        )
+        self._shape = batch.images.shape[1:]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the pictures."""
+        """Draw what all processes have seen."""
         board = self._board(trainer)
-        if board is None or not self._seen:
+        if board is None:
             return
-        images, labels, probabilities = (
-            torch.cat(parts) for parts in zip(*self._seen, strict=True)
-        )
-        self._seen = []
+        found = gather([(self._confusion, self._mistakes)])
+        self._forget()
+        if not trainer.is_global_zero:
+            return
         writer, step = board.experiment, trainer.global_step
         classes = class_names(pl_module)
-        confidence, predicted = probabilities.max(-1)
-        confusion = torch.zeros(len(classes), len(classes), dtype=torch.long)
-        confusion.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+        confusion = torch.stack([counts for counts, _ in found]).sum(0)
+        confusion = confusion.unflatten(0, (len(classes), len(classes)))
         writer.add_figure("confusion", draw_confusion(confusion, classes), step)
-        wrong = (predicted != labels).nonzero().flatten()
-        wrong = wrong[confidence[wrong].argsort(descending=True)][: self.images]
-        titles = [f"{classes[labels[i]][:12]} as\n{classes[predicted[i]][:12]}" for i in wrong]
-        if titles:
-            writer.add_figure("misclassified", draw_images(images[wrong], titles), step)
-        filters = first_filters(pl_module, images.shape[1:])
+        mistakes = most_confident([m for _, some in found for m in some], self.images)
+        if mistakes:
+            titles = [f"{classes[m.label][:12]} as\n{classes[m.prediction][:12]}" for m in mistakes]
+            images = torch.stack([mistake.image for mistake in mistakes])
+            writer.add_figure("misclassified", draw_images(images, titles), step)
+        filters = first_filters(pl_module, self._shape)
         if filters is not None:
             titles = [str(i) for i in range(len(filters))]
             writer.add_figure("first filters", draw_images(filters, titles), step)
 
     def _board(self, trainer: Trainer) -> TensorBoardLogger | None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return None
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs and epoch != trainer.max_epochs:

@@ -42,8 +42,9 @@ class Run:
         for name in ("train/loss", "val/loss"):
             facts[name] = f"{self.curves[name][self.best_epoch]:.4f}"
         facts |= {name: f"{value:.4f}" for name, value in sorted(self.test.items())}
-        seconds = list(self.curves["time/epoch"].values())
-        facts["seconds/epoch"] = f"{sum(seconds) / len(seconds):.1f}"
+        seconds = list(self.curves.get("time/epoch", {}).values())
+        if seconds:  # of epochs that were not interrupted
+            facts["seconds/epoch"] = f"{sum(seconds) / len(seconds):.1f}"
         return facts
 
 

@@ -134,9 +134,13 @@ class Folder:
     """Write the records of each input to a file of its own; files that exist are kept.
 
     A file is named after its input. If that is ambiguous, the input's suffix is part of the name.
+    The settings that determine the records are in the folder too: one with others is refused.
+
+    Raises:
+        UserError: if two files would have one name, or another command wrote into the folder.
     """
 
-    def __init__(self, path: Path, format: str, files: Sequence[Path]) -> None:
+    def __init__(self, path: Path, format: str, files: Sequence[Path], settings: Record) -> None:
         self.format = format
         stems = Counter(file.stem for file in files)
         names = [file.stem if stems[file.stem] == 1 else file.name for file in files]
@@ -150,6 +154,14 @@ class Folder:
             file: path / f"{name}.{format}" for file, name in zip(files, names, strict=True)
         }
         path.mkdir(parents=True, exist_ok=True)
+        note, text = path / ".predictions.json", json.dumps(settings) + "\n"
+        if not note.exists():
+            write_whole(note, [text])
+        elif note.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{path} holds predictions of another run, checkpoint or option: give another "
+                "--output"
+            )
 
     def has(self, file: Path) -> bool:
         return self.targets[file].exists()
@@ -234,7 +246,9 @@ def choose_output(
     if format in SUBTITLES and each_channel:
         raise UserError(f"a {format} file holds one transcript: give --channels mix")
     if output is not None and is_folder(output):
-        return Folder(Path(output), format, files)
+        # Files of several formats may stand side by side.
+        others = {key: value for key, value in settings.items() if key != "format"}
+        return Folder(Path(output), format, files, others)
     if format in SUBTITLES and len(files) > 1:
         raise UserError(f"a {format} file holds one transcript: give --output a folder")
     named = len(files) > 1 or each_channel

@@ -170,7 +170,12 @@ class SuiteCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, MisconfigurationException) as error:
+            cause: BaseException = error
+            while before := cause.__cause__ or cause.__context__:
+                cause = before
+            if isinstance(cause, TypeError | AttributeError | LookupError | NameError):
+                raise cause from error  # jsonargparse hides a mistake in a class of the user's
             raise UserError(shorten(str(error))) from error
         config = self.config[self.subcommand]
         if config.lr_factors and not config.get("optimizer"):
@@ -196,7 +201,9 @@ class SuiteCLI(LightningCLI):
         # Shutdown comes first, to stop before other callbacks have seen the next batch. The
         # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
         engine = [OptimizerSettings(), Reproducibility(seed)]
-        kwargs["callbacks"] = [self.shutdown, *(trainer.callbacks or []), *engine]
+        callbacks = trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        kwargs["callbacks"] = [self.shutdown, *callbacks, *engine]
         mixed = getattr(self.model, "mixed_precision", False)
         if self.subcommand == "fit" and trainer.precision is None and mixed:
             kwargs["precision"] = self.resume_precision or choose_precision(trainer.accelerator)
@@ -296,6 +303,8 @@ class SuiteCLI(LightningCLI):
             ) from error
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             raise SystemExit(130)  # Lightning's own is 1
+        if isinstance(error, MisconfigurationException):
+            raise UserError(shorten(str(error))) from error
         if is_lost_peer(error):
             raise UserError("another process of this run has ended: see its message") from error
         raise error

@@ -72,19 +72,14 @@ def parse(args: list[str]) -> Namespace:
     raise AssertionError
 
 
-class Built(Exception):  # noqa: N818 # not an error: it leaves LightningCLI's constructor
-    """Raised once model and data are built."""
-
-    def __init__(self, cli: SuiteCLI) -> None:
-        self.cli = cli
-
-
 class BuildingCLI(SuiteCLI):
-    """SuiteCLI that builds model and data, but runs nothing."""
+    """SuiteCLI that builds what ``test`` needs, but runs nothing."""
 
-    def instantiate_classes(self) -> None:
-        super().instantiate_classes()
-        raise Built(self)
+    def test(self, **kwargs: Any) -> None:
+        """Run nothing."""
+
+    def after_test(self) -> None:
+        """Write nothing."""
 
 
 ON_CPU = ("accelerator=cpu", "devices=1", "num_nodes=1", "strategy=auto", "precision=32-true")
@@ -106,21 +101,19 @@ def load(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, Any]:
     path, home = checkpoint or find_weights(str(run.path)), run.path.absolute()
     where = [f"--trainer.{setting}" for setting in ON_CPU]
     where += [f"--trainer.default_root_dir={home.parent}", f"--experiment={home.name}"]
-    try:
-        start(["test", f"--config={run.config}", *where], BuildingCLI)
-    except Built as built:
-        model, data, trainer = built.cli.model, built.cli.datamodule, built.cli.trainer
-    state = read_checkpoint(path)
-    model.trainer = trainer
+    where += [f"--ckpt_path={path.absolute()}"]
+    built = start(["test", f"--config={run.config}", *where], BuildingCLI)
+    model, state = built.model, read_checkpoint(path)
+    model.trainer = built.trainer
     model.on_load_checkpoint(state)
     try:
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {run.config}: train the run again") from error
-    return model.eval(), data
+    return model.eval(), built.datamodule
 
 
-def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
+def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
     """Run a stage; errors are raised as LightningCLI raises them."""
     # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
     # and they fragment the heap (docs/results.md, "Padding"). oneDNN reads the variable at its
@@ -139,7 +132,7 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> None:
         def subcommands() -> dict[str, set[str]]:
             return arguments
 
-    StageCLI(
+    return StageCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,

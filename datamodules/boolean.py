@@ -58,7 +58,7 @@ class BooleanDataModule(SplitDataModule[BooleanDataset]):
         copies: number of perturbed copies x + t·v of each input, v a random direction of length 1.
         perturbation: t, distance of a copy from its input; None takes 1/(8D).
         batch_size: maximum number of inputs per batch and process.
-        seed: seed for sampling, perturbation and shuffling.
+        seed: seed for sampling and perturbation.
 
     Raises:
         ValueError: unless D ≥ 1 and −D ≤ A ≤ B ≤ D, or if there are too many inputs to list.
@@ -123,7 +123,6 @@ class BooleanDataModule(SplitDataModule[BooleanDataset]):
             len(self.datasets[split]),
             self.batch_size if shuffle else max(self.batch_size, 4096),
             shuffle=shuffle,
-            seed=self.seed,
             rank=self.rank,
             world_size=self.world_size,
         )

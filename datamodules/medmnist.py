@@ -100,7 +100,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         balanced: whether to draw training images so that all classes are equally frequent.
         max_images: maximum number of images per split, the first ones; None takes all.
         evaluate_on_train: whether to validate and test on the training images.
-        seed: seed for shuffling.
+        seed: seed for shuffling; by default the run's.
 
     Attributes:
         class_names: names of the classes.
@@ -120,7 +120,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         balanced: bool = False,
         max_images: int | None = None,
         evaluate_on_train: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         sets = read_info()

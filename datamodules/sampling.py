@@ -43,7 +43,7 @@ class LengthBucketBatchSampler(EpochSampler):
             for no limit. A longer clip is a batch of its own.
         multiple: length that batches are padded to a multiple of.
         shuffle: whether batches change from epoch to epoch.
-        seed: seed for shuffling.
+        seed: seed for shuffling; None takes the run's.
         rank: number of this process.
         world_size: number of processes.
         jitter: half the width of the random factor's range around 1.
@@ -63,7 +63,7 @@ class LengthBucketBatchSampler(EpochSampler):
         *,
         multiple: int = 1,
         shuffle: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         jitter: float = 0.05,
@@ -101,7 +101,7 @@ class LengthBucketBatchSampler(EpochSampler):
         """Return the batches of an epoch; each spans all processes."""
         if not self.shuffle:
             return self._cut(np.argsort(-self.lengths, kind="stable"))
-        random = np.random.default_rng((self.seed, epoch))
+        random = self.random(epoch)
         factors = random.uniform(1 - self.jitter, 1 + self.jitter, len(self.lengths))
         batches = self._cut(np.argsort(self.lengths * factors))
         return [batches[i] for i in random.permutation(len(batches))]
@@ -161,7 +161,7 @@ class ShuffledBatchSampler(EpochSampler):
         weights: unnormalized probabilities (size,) to draw ``size`` examples with replacement
             instead of permuting them.
         steps_per_execution: maximum number of optimizer steps per batch.
-        seed: seed for shuffling.
+        seed: seed for shuffling; None takes the run's.
         rank: number of this process.
         world_size: number of processes.
 
@@ -177,7 +177,7 @@ class ShuffledBatchSampler(EpochSampler):
         shuffle: bool = False,
         weights: Tensor | None = None,
         steps_per_execution: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -203,7 +203,7 @@ class ShuffledBatchSampler(EpochSampler):
     def order(self, epoch: int) -> NDArray[np.int64]:
         if not self.shuffle:
             return np.arange(self.size)
-        random = np.random.default_rng((self.seed, epoch))
+        random = self.random(epoch)
         if self.weights is None:
             return random.permutation(self.size)
         weights = self.weights.double().numpy()

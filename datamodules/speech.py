@@ -74,7 +74,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             or cannot be read. Each is reported. A batch without any readable clip stops the run.
         num_workers: number of processes that read clips. None means up to 8 on a GPU. On the CPU
             it means 0, because reading costs little compared with a model on the same cores.
-        seed: seed for shuffling.
+        seed: seed for shuffling; by default the run's.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         predict_paths: Sequence[str] = (),
         max_unreadable_clips: int = 0,
         num_workers: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:

@@ -74,10 +74,12 @@ class TranscriptDataModule(SplitDataModule[TextDataset]):
     Args:
         corpus: data module of the corpus; its audio is not read.
         batch_size: maximum number of texts per batch and process.
-        seed: seed for shuffling.
+        seed: seed for shuffling; by default the run's.
     """
 
-    def __init__(self, corpus: SpeechDataModule, batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, corpus: SpeechDataModule, batch_size: int = 64, seed: int | None = None
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is less than 1")

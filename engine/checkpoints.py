@@ -108,6 +108,20 @@ class RunCheckpoint(ModelCheckpoint):
         if not self._has_last and not accumulates_gradients(trainer):
             self._save_last(trainer, validation_cut_off=True)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before anything is trained, check that a validation logs the monitored metric.
+
+        Raises:
+            UserError: if it does not.
+        """
+        super().on_validation_end(trainer, pl_module)
+        monitor, logged = self.monitor or "", trainer.callback_metrics
+        if trainer.sanity_checking and monitor.startswith("val") and monitor not in logged:
+            raise UserError(
+                f"{type(pl_module).__name__} logs no {monitor}, which decides which checkpoint is "
+                f"best: log it, or give --checkpoint.monitor one of: {', '.join(logged)}"
+            )
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save ``last.ckpt``."""
         super().on_train_end(trainer, pl_module)

@@ -54,23 +54,23 @@ class EpochSampler(DistributedSampler[Any], ABC):
     Deriving from `DistributedSampler` tells Lightning that the batches are already divided.
 
     Args:
-        seed: seed for shuffling.
+        seed: seed for shuffling; None takes the run's.
         rank: number of this process.
         world_size: number of processes.
 
     Attributes:
         epoch: epoch to yield the batches of; Lightning sets it through ``set_epoch``.
         start: number of batches that the next iteration skips.
-        run_seed: seed of the training run, set by `ReproducibleLoader`; the sampler then yields
-            pairs of `Moment` and indices. If None, it yields the indices alone.
+        run_seed: seed of the training run, set by `Reproducibility`; the sampler then yields pairs
+            of `Moment` and indices. If None, it yields the indices alone.
         steps_per_execution: maximum number of optimizer steps per batch.
     """
 
     steps_per_execution = 1
 
-    def __init__(self, *, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, *, seed: int | None, rank: int, world_size: int) -> None:
         # DistributedSampler's own __init__ is skipped: it divides single examples, not batches.
-        self.seed = seed
+        self.own_seed = seed
         self.rank = rank
         self.num_replicas = world_size
         self.epoch = 0
@@ -103,6 +103,11 @@ class EpochSampler(DistributedSampler[Any], ABC):
         """Return the number of optimizer steps in an epoch of ``batches`` batches."""
         return batches
 
+    def random(self, epoch: int) -> np.random.Generator:
+        """Return the generator that an epoch's order is drawn from."""
+        seed = self.run_seed if self.own_seed is None else self.own_seed
+        return np.random.default_rng((seed or 0, epoch))
+
     def fingerprint(self) -> int:
         """Return a checksum of the first epoch's order, equal for runs with the same batches."""
         return zlib.crc32(self.order(0).astype(np.int64).tobytes())
@@ -123,10 +128,8 @@ class ReproducibleLoader(DataLoader[Any]):
         kwargs: further arguments of `DataLoader`.
 
     Attributes:
-        seed: seed of the run.
-        progress: trainer's progress in the epoch; None starts at the first batch.
-
-    `Reproducibility` sets both attributes when training starts.
+        progress: trainer's progress in the epoch, set by `Reproducibility`; None starts at the
+            first batch.
     """
 
     sampler: EpochSampler
@@ -140,14 +143,14 @@ class ReproducibleLoader(DataLoader[Any]):
             generator=torch.Generator(),  # only the model may use the global generator
             **kwargs,
         )
-        self.seed = 0
         self.progress: Progress | None = None
+        sampler.run_seed = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator runs at the first batch, after Lightning has set the sampler's epoch.
         sampler = self.sampler
         first = self.progress.ready if self.progress else 0
-        sampler.run_seed, sampler.start = self.seed, first
+        sampler.start = first
         for number, batch in enumerate(super().__iter__(), first):
             seed_generators(sampler.moment(number), "model")
             yield batch

@@ -36,6 +36,10 @@ class Reproducibility(Callback):
         self._statistics: list[tuple[Tensor, Tensor]] = []
         self._step = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Share the first process's seed: a seed that was drawn differs between processes."""
+        self.seed = trainer.strategy.broadcast(self.seed)
+
     # ------------------------------------------------------------------ the identity of a run
 
     def on_save_checkpoint(
@@ -68,6 +72,7 @@ class Reproducibility(Callback):
             "seed": self.seed,
             "processes": trainer.world_size,
             "precision": trainer.precision,
+            "device": trainer.strategy.root_device.type,
         }
         if self._loader is not None:
             self._identity |= {
@@ -75,6 +80,9 @@ class Reproducibility(Callback):
                 "fingerprint": self._loader.sampler.fingerprint(),
             }
             if self._resumed:
+                device = self._identity["device"]
+                if self._resumed.get("device", device) != device:
+                    rank_zero_info("Not exact: another kind of device draws other random numbers")
                 check_identity(self._resumed, self._identity, trainer.fit_loop.restarting)
         self._say_what_is_not_exact(pl_module, trainer.train_dataloader)
         self._statistics = [(value, value.clone()) for _, value in running_statistics(pl_module)]
@@ -83,7 +91,7 @@ class Reproducibility(Callback):
         loader = trainer.train_dataloader
         self._loader = loader if isinstance(loader, ReproducibleLoader) else None
         if self._loader is not None:
-            self._loader.seed = self.seed
+            self._loader.sampler.run_seed = self.seed
             self._loader.progress = trainer.fit_loop.epoch_loop.batch_progress.current
         else:
             moment = Moment(self.seed, trainer.current_epoch, 0, trainer.global_rank)

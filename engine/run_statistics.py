@@ -9,8 +9,8 @@ from pytorch_lightning.utilities import rank_zero_info
 class RunStatistics(Callback):
     """Log ``parameters`` once and ``time/epoch``, the seconds of training alone, every epoch.
 
-    They go to the loggers directly. With ``self.log``, the processes would have to communicate
-    whenever the progress bar of one of them asks for metrics.
+    An epoch that was resumed has no time. Both go to the loggers directly. With ``self.log``, the
+    processes would have to communicate whenever the progress bar of one of them asks for metrics.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -20,23 +20,27 @@ class RunStatistics(Callback):
             count = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         rank_zero_info(f"{count:,} trainable parameters")
         self._log(trainer, "parameters", count, trainer.global_step)
-        # A run resumed in the middle of an epoch does not start that epoch.
-        self.on_train_epoch_start(trainer, pl_module)
+        # A run resumed in the middle of an epoch does not start that epoch, and cannot time it.
+        self._start: float | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._start = time.perf_counter()
-        self._seconds: float | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock if the trainer validates within the epoch."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._seconds = time.perf_counter() - self._start
+        """Note when the clock stops, for a validation within or after the epoch."""
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the clock go on."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._start is not None:
+            self._start += time.perf_counter() - self._paused
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the seconds."""
-        seconds = time.perf_counter() - self._start if self._seconds is None else self._seconds
-        self._log(trainer, "time/epoch", seconds, trainer.global_step - 1)
+        if self._start is not None:
+            seconds = time.perf_counter() - self._start
+            self._log(trainer, "time/epoch", seconds, trainer.global_step - 1)
 
     @staticmethod
     def _log(trainer: Trainer, name: str, value: float, step: int) -> None:

@@ -43,9 +43,11 @@ class LanguageModel(TrainingModule):
 
     def loss(self, batch: TextBatch, reduction: str) -> Tensor:
         """Return the cross-entropy in nats, of the whole batch or, with ``none``, per token."""
-        logits = self.network(batch.tokens[:, :-1]).float().transpose(1, 2)
-        pad = self.vocabulary.pad
-        return F.cross_entropy(logits, batch.tokens[:, 1:], ignore_index=pad, reduction=reduction)
+        logits = self.network(batch.tokens[:, :-1]).float().flatten(0, 1)
+        targets, pad = batch.tokens[:, 1:], self.vocabulary.pad
+        # Flat, because the loss of several dimensions is not deterministic on a GPU.
+        loss = F.cross_entropy(logits, targets.flatten(), ignore_index=pad, reduction=reduction)
+        return loss.view_as(targets) if reduction == "none" else loss
 
     def validation_step(self, batch: TextBatch) -> None:
         """Evaluate a batch."""

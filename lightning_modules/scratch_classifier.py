@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from datamodules.medmnist import ImageBatch
+from errors import UserError
 from lightning_modules.classifier import Classifier
 from networks.scratch import ScratchNetwork
 
@@ -46,11 +47,19 @@ class ScratchClassifier(Classifier):
         return SGD(self.parameters_.values(), lr=0.0)
 
     def logits(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self.network.scores(to_rows(images)))
+        return torch.from_numpy(self.network.scores(to_rows(images))).to(images.device)
 
     def setup(self, stage: str) -> None:
-        """Take the steps in this class, not in the trainer."""
+        """Take the steps in this class, not in the trainer.
+
+        Raises:
+            UserError: if it is to be trained on another device than the CPU.
+        """
         super().setup(stage)
+        if stage == "fit" and self.trainer.strategy.root_device.type != "cpu":
+            raise UserError(
+                f"{type(self).__name__} is trained on the CPU: give --trainer.accelerator cpu"
+            )
         self.automatic_optimization = False
 
     def training_step(self, batch: ImageBatch) -> None:
@@ -69,4 +78,4 @@ class ScratchClassifier(Classifier):
 
 def to_rows(images: Tensor) -> NDArray[np.float64]:
     """(batch, channels, height, width) → rows of float64, (batch, inputs)."""
-    return images.flatten(1).double().numpy()
+    return images.flatten(1).cpu().double().numpy()

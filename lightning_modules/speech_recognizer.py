@@ -234,7 +234,8 @@ class SpeechRecognizer(TrainingModule):
         if self.ctc_weight > 0:
             logs = self.network.ctc_log_probabilities(memory).transpose(0, 1)
             # On a GPU, the backward pass adds in no fixed order.
-            device = "cpu" if torch.are_deterministic_algorithms_enabled() else logs.device
+            is_ordered = torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled()
+            device = "cpu" if is_ordered else logs.device
             total = F.ctc_loss(
                 logs.to(device),
                 batch.tokens[:, 1:].to(device),
@@ -281,7 +282,11 @@ class SpeechRecognizer(TrainingModule):
         self, memory: Tensor, memory_mask: Tensor, transcripts: list[str]
     ) -> list[list[Word]]:
         """Return times and confidence of the words of transcripts; needs a CTC head."""
-        found = find_words(self.network, self.vocabulary, memory, memory_mask, transcripts)
+        dtype = next(self.network.parameters()).dtype
+        with torch.autocast(memory.device.type, enabled=False):  # calibrated for what predict does
+            found = find_words(
+                self.network, self.vocabulary, memory.to(dtype), memory_mask, transcripts
+            )
         confidence = self.calibration.confidence
         return [[w._replace(confidence=confidence(w.score)) for w in words] for words in found]
 

@@ -20,9 +20,12 @@ class PlainModule(LightningModule):
         fail_at: step at which ``training_step`` raises; -1 for none.
         fail_rank: rank of the process that fails.
         stream: file to append each step's examples to.
+        metric: name of the validation loss.
     """
 
-    def __init__(self, fail_at: int = -1, fail_rank: int = 0, stream: str = "") -> None:
+    def __init__(
+        self, fail_at: int = -1, fail_rank: int = 0, stream: str = "", metric: str = "val/loss"
+    ) -> None:
         super().__init__()
         self.network = nn.Sequential(
             nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)
@@ -30,6 +33,7 @@ class PlainModule(LightningModule):
         self.fail_at = fail_at
         self.fail_rank = fail_rank
         self.stream = stream
+        self.metric = metric
 
     def training_step(self, batch: list[Tensor]) -> Tensor:
         x, y = batch
@@ -44,7 +48,7 @@ class PlainModule(LightningModule):
 
     def validation_step(self, batch: list[Tensor]) -> None:
         x, y = batch
-        self.log("val/loss", (self.network(x)[:, 0] - y).square().mean(), prog_bar=True)
+        self.log(self.metric, (self.network(x)[:, 0] - y).square().mean(), prog_bar=True)
 
     def test_step(self, batch: list[Tensor]) -> None:
         x, y = batch
@@ -55,6 +59,14 @@ class PlainModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class BrokenModule(PlainModule):
+    """A module with a mistake in its constructor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = len(None)  # type: ignore[arg-type]
 
 
 class PlainDataModule(LightningDataModule):

@@ -34,7 +34,9 @@ def measure(name: str, folder: Path) -> list[float]:
     args += ["--trainer.max_epochs=10", "--trainer.limit_train_batches=1"]
     args += ["--trainer.limit_val_batches=0", "--trainer.log_every_n_steps=1"]
     args += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    args += ["--trainer.precision=32-true"]
+    args += ["--trainer.precision=32-true", "--trainer.accelerator=cpu"]
+    if not name.startswith("boolean"):  # its order is the run's
+        args += ["--data.init_args.seed=0"]  # as recorded
     if name.startswith("asr"):
         args += [f"--data.init_args.root={write_corpus(folder / 'tones', 20)}"]
         args += ["--data.init_args.batch_size=4"]

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from callbacks.image_predictions import ClassificationPictures, ProbabilityWriter
+from callbacks.image_predictions import ClassificationPictures, Mistake, ProbabilityWriter
 from datamodules.medmnist import ImageBatch
 
 NAMES = ["round", "square", "long, thin"]
@@ -78,6 +78,25 @@ def test_confusions_are_counted_and_the_most_confident_errors_come_first(trainer
         "long, thin as\nround",
         "round as\nsquare",
     ]
+
+
+def test_confusions_and_errors_of_all_processes_are_drawn(
+    trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = (torch.tensor([5, 0, 0, 0, 0, 0, 0, 1, 0]), [Mistake(0.7, 2, 1, torch.zeros(1, 2, 2))])
+    monkeypatch.setattr("callbacks.image_predictions.gather", lambda items: [*items, other])
+    show = ClassificationPictures()
+    logits = torch.tensor([[0.6, 0.4, 0.0], [0.8, 0.1, 0.1]]).log()
+    show.on_validation_batch_end(
+        trainer, classifier(), {"logits": logits}, batch_of([0, 1], [1, 0]), 0
+    )
+    show.on_validation_epoch_end(trainer, classifier())
+    writer = trainer.loggers[0].experiment
+    figures = {call.args[0]: call.args[1] for call in writer.add_figure.call_args_list}
+    counts = [int(text.get_text()) for text in figures["confusion"].axes[0].texts]
+    assert counts == [6, 0, 0, 1, 0, 0, 0, 1, 0]
+    titles = [text.get_text() for text in figures["misclassified"].axes[0].texts]
+    assert titles == ["long, thin as\nsquare", "square as\nround"]
 
 
 def test_epochs_between_pictures_have_none_but_the_last_epoch_has_some(trainer: Any) -> None:

@@ -245,6 +245,7 @@ def test_an_interrupted_command_continues(
     texts = [(folder / f"{i}.txt").read_text() for i in range(3)]
     first, _, last = (f"{json.loads(line)['text']}\n" for line in whole.splitlines())
     assert texts == [first, "corrected by hand\n", last]
+    assert "holds predictions of another run" in fail(*command[:-1], folder)
 
 
 def test_equal_names_do_not_overwrite_each_other(
@@ -252,7 +253,7 @@ def test_equal_names_do_not_overwrite_each_other(
 ) -> None:
     soundfile.write(recordings / "0.flac", speak_tones("abc"), SAMPLE_RATE)
     predict(run, recordings, "--output", tmp_path / "folder")
-    names = {path.name for path in (tmp_path / "folder").iterdir()}
+    names = {path.name for path in (tmp_path / "folder").glob("[!.]*")}
     assert names == {"0.flac.txt", "0.wav.txt", "1.txt", "2.txt"}
     (recordings / "more").mkdir()
     soundfile.write(recordings / "more" / "1.wav", speak_tones("abc"), SAMPLE_RATE)
@@ -267,6 +268,10 @@ def test_unusable_runs_and_paths_are_refused(
     unfinished.mkdir()
     (unfinished / "config.yaml").write_text((run / "config.yaml").read_text())
     assert "nothing was trained in" in fail(unfinished, recordings)
+    last = unfinished / "checkpoints" / "last.ckpt"  # stopped before its first validation
+    last.parent.mkdir()
+    last.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    cli.main(["predict", str(unfinished), str(recordings), "--ckpt_path", "last"])
     (tmp_path / "empty").mkdir()
     assert "holds no file of .wav" in fail(run, tmp_path / "empty")
     assert "nowhere.wav does not exist" in fail(run, recordings, tmp_path / "nowhere.wav")

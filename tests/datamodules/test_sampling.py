@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from datamodules.sampling import LengthBucketBatchSampler
+from datamodules.sampling import LengthBucketBatchSampler, ShuffledBatchSampler
 from tests.conftest import REAL_DATA
 
 
@@ -62,6 +62,16 @@ def test_padding_is_measured_on_the_batches() -> None:
 def test_too_few_clips_for_the_processes_are_refused() -> None:
     with pytest.raises(ValueError, match="2 examples are too few for 3 processes"):
         LengthBucketBatchSampler([1, 1], 1, world_size=3)
+
+
+def test_the_order_is_the_runs_unless_it_has_a_seed_of_its_own() -> None:
+    def order(run_seed: int, seed: int | None = None) -> list[int]:
+        sampler = ShuffledBatchSampler(50, 10, shuffle=True, seed=seed)
+        sampler.run_seed = run_seed
+        return sampler.order(0).tolist()
+
+    assert order(1) == order(1) != order(2)
+    assert order(1, seed=1) == order(2, seed=1) == order(1)
 
 
 def test_padding_is_small_at_the_corpus_size_of_lj_speech() -> None:

@@ -52,7 +52,7 @@ def read(
     loader = ReproducibleLoader(
         Noisy(), sampler, num_workers=workers, collate_fn=lambda batch: batch
     )
-    loader.seed, loader.progress = seed, At(start)
+    loader.sampler.run_seed, loader.progress = seed, At(start)
     sampler.set_epoch(epoch)
     found = []
     for batch in loader:

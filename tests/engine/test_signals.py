@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,25 @@ def test_an_error_of_ordinary_classes_is_not_hidden(run_cli: Callable[..., Path]
         run_cli("fit", *PLAIN, "--trainer.max_epochs=2", "--model.init_args.fail_at=9")
     run = run_cli("fit", *PLAIN, "--trainer.max_epochs=2", "--ckpt_path=last")
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 16
+
+
+def test_a_mistake_in_a_constructor_is_not_hidden(run_cli: Callable[..., Path]) -> None:
+    with pytest.raises(TypeError, match="NoneType"):
+        run_cli("fit", "--model=tests.outside.BrokenModule", PLAIN[1])
+
+
+def test_a_metric_of_another_name_is_missed_before_training_and_can_be_monitored(
+    run_cli: Callable[..., Path],
+) -> None:
+    args = [*PLAIN, "--model.init_args.metric=val_loss", "--trainer.max_epochs=1"]
+    with pytest.raises(SystemExit, match=r"PlainModule logs no val/loss, .*one of: val_loss$"):
+        run_cli("fit", *args)
+    single = "--trainer.callbacks=pytorch_lightning.callbacks.ModelSummary"  # not in a list
+    run = run_cli("fit", *args, "--checkpoint.monitor=val_loss", single)
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    shutil.rmtree(run)
+    with pytest.raises(SystemExit, match="could not find the monitored key"):  # later
+        run_cli("fit", *args, "--trainer.num_sanity_val_steps=0")
 
 
 def test_a_second_sigterm_ends_a_run_that_hangs_in_a_collective(

@@ -1,0 +1,42 @@
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from pytorch_lightning import LightningModule
+
+from engine import RunStatistics
+
+
+@pytest.fixture
+def trainer() -> Any:
+    """Return a stub with the parts of a trainer that the callback uses."""
+    return SimpleNamespace(
+        loggers=[MagicMock()],
+        current_epoch=0,
+        global_step=1,
+        state=SimpleNamespace(fn="fit"),
+        sanity_checking=False,
+    )
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_validations_do_not_count_and_an_epoch_that_was_resumed_has_no_time(
+    trainer: Any, is_resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seconds of training, ten of validation, three of training, ten of validation."""
+    clock = iter(
+        [2.0, 12.0, 15.0, 25.0, 25.0] if is_resumed else [0.0, 2.0, 12.0, 15.0, 25.0, 25.0]
+    )
+    monkeypatch.setattr("engine.run_statistics.time.perf_counter", lambda: next(clock))
+    statistics, module = RunStatistics(), LightningModule()
+    statistics.on_train_start(trainer, module)
+    if not is_resumed:
+        statistics.on_train_epoch_start(trainer, module)
+    for _ in range(2):
+        statistics.on_validation_start(trainer, module)
+        statistics.on_validation_end(trainer, module)
+    statistics.on_train_epoch_end(trainer, module)
+    logged = [call.args[0] for call in trainer.loggers[0].log_metrics.call_args_list]
+    times = [row["time/epoch"] for row in logged if "time/epoch" in row]
+    assert times == ([] if is_resumed else [5.0])
