@@ -25,7 +25,7 @@ class Halves(EpochSampler):
             yield batch[self.rank :: self.num_replicas].tolist()
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(8)
+        return self.random(epoch).permutation(8)
 
 
 class Noisy(Dataset[Any]):
