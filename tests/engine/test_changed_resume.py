@@ -145,3 +145,16 @@ def test_a_run_directory_that_was_moved_keeps_its_best_checkpoint(
     cli.main(["fit", *experiment, *moved, *frozen])
     assert (tmp_path / "moved" / "checkpoints" / "best.ckpt").read_bytes() == best
     assert not run.exists()
+
+
+def test_a_run_of_another_kind_of_device_is_resumed_but_not_called_exact(
+    retinas: Path, run_cli: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    args = [*image_arguments("cnn", retinas), *QUIET]
+    run = run_cli("fit", *args, "--trainer.max_epochs=1")
+    last = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["reproducibility"]["device"] = "tpu"
+    torch.save(checkpoint, last)
+    run_cli("fit", *args, "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert "Not exact: another kind of device" in caplog.text
