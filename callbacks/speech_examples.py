@@ -64,15 +64,15 @@ class SpeechExamples(Callback):
         writer, step, vocabulary = board.experiment, trainer.global_step, pl_module.vocabulary
         first, self._has_audio = not self._has_audio, True
         for i, view in enumerate(inspect_batch(pl_module, batch, self._texts)):
-            tag = f"example_{i}"
+            clip = f"example_{i}"  # TensorBoard shows only one kind of data for a tag
             if first:
                 audio = batch.waveforms[i, : batch.lengths[i]]
-                writer.add_audio(
-                    tag, audio, step, sample_rate=pl_module.network.features.sample_rate
-                )
+                rate = pl_module.network.features.sample_rate
+                writer.add_audio(f"{clip}/audio", audio, step, sample_rate=rate)
             reference = vocabulary.decode(batch.tokens[i].tolist())
-            writer.add_text(tag, f"reference: `{reference}`\n\npredicted: `{view.text}`", step)
-            add_picture(writer, tag, view.image(), step)
+            text = f"reference: `{reference}`\n\npredicted: `{view.text}`"
+            writer.add_text(f"{clip}/text", text, step)
+            add_picture(writer, f"{clip}/alignment", view.image(), step)
 
 
 class View:

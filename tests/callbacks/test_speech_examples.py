@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 from callbacks.speech_examples import BAND_HEIGHT, CAPTION, MARGIN, ROW_HEIGHT, WIDTH, View
 from tests.conftest import SAMPLE_RATE
@@ -20,15 +21,22 @@ def test_tensorboard_has_figures_and_texts_of_each_epoch_and_the_audio_once(
     events = EventAccumulator(str(run), size_guidance={"images": 0, "audio": 0, "tensors": 0})
     events.Reload()
     tags = events.Tags()
-    assert tags["images"] == tags["audio"] == ["example_0", "example_1"]
-    pictures = events.Images("example_0")
+    shown = EventMultiplexer().AddRunsFromDirectory(str(run)).Reload()
+    for plugin, kind in (
+        ("images", "alignment"),
+        ("audio", "audio"),
+        ("text", "text/text_summary"),
+    ):
+        (found,) = shown.PluginRunToTagToContent(plugin).values()
+        assert found.keys() == {f"example_{i}/{kind}" for i in range(2)}
+    pictures = events.Images("example_0/alignment")
     assert [event.step for event in pictures] == [3, 6, 9]
     with Image.open(BytesIO(pictures[0].encoded_image_string)) as picture:
         assert picture.size == (pictures[0].width, pictures[0].height)
         assert picture.width == MARGIN + WIDTH
-    assert len(events.Audio("example_1")) == 1
-    assert events.Audio("example_1")[0].sample_rate == pytest.approx(SAMPLE_RATE)
-    texts = events.Tensors("example_0/text_summary")
+    assert len(events.Audio("example_1/audio")) == 1
+    assert events.Audio("example_1/audio")[0].sample_rate == pytest.approx(SAMPLE_RATE)
+    texts = events.Tensors("example_0/text/text_summary")
     assert len(texts) == 3
     words = texts[0].tensor_proto.string_val[0].decode()
     assert words.startswith("reference: `")
