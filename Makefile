@@ -39,7 +39,6 @@ types: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(SPEECH),--speech $(SPEECH))
-	$(BIN)/python -m benchmarks.attention --budget 0.5
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
