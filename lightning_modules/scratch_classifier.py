@@ -55,11 +55,11 @@ class ScratchClassifier(Classifier):
         Raises:
             UserError: if it is to be trained on another device than the CPU.
         """
-        super().setup(stage)
         if stage == "fit" and self.trainer.strategy.root_device.type != "cpu":
             raise UserError(
                 f"{type(self).__name__} is trained on the CPU: give --trainer.accelerator cpu"
             )
+        super().setup(stage)
         self.automatic_optimization = False
 
     def training_step(self, batch: ImageBatch) -> None:

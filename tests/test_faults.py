@@ -70,7 +70,7 @@ def test_unreadable_clips_are_skipped_up_to_a_limit(
     (root / "wavs" / "T-000.wav").unlink()
     break_once_inspected(monkeypatch, "T-002")
     args = [*small, "--data.init_args.root", root, f"--data.init_args.num_workers={workers}"]
-    args += ["--data.init_args.batch_size=3", "--data.init_args.seed=0"]  # not in the first batch
+    args += ["--data.init_args.batch_size=3", "--data.init_args.seed=0"]  # T-002 comes later
     message = fail_cli("fit", *args, "--data.init_args.max_unreadable_clips=1")
     assert "T-002.wav" in message
     # The run resumes, although the clip is now known to be broken from the start.

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import medmnist
 import numpy as np
@@ -10,6 +11,9 @@ import yaml
 from sklearn.metrics import recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from errors import UserError
+from lightning_modules import ScratchClassifier
+from networks.scratch import LogisticRegression
 from tests.conftest import CONFIGS
 
 
@@ -157,3 +161,12 @@ def test_mirrored_images_have_the_same_probabilities(
             found[mirror, file.stem] = predicted(run)
     np.testing.assert_allclose(found["true", "retinas"], found["true", "mirrored"], atol=2e-6)
     assert abs(found["false", "retinas"] - found["false", "mirrored"]).max() > 1e-3
+
+
+def test_a_classifier_from_scratch_is_not_trained_on_a_gpu() -> None:
+    """Its weights there would be copies, and the checkpoint would hold the initial ones."""
+    model = ScratchClassifier(LogisticRegression(), list("abcd"))
+    model.trainer = MagicMock()
+    model.trainer.strategy.root_device = torch.device("cuda")
+    with pytest.raises(UserError, match=r"is trained on the CPU: give --trainer\.accelerator cpu"):
+        model.setup("fit")
