@@ -1,5 +1,7 @@
 """Normalized log-mel spectrograms of waveforms, and SpecAugment."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
@@ -8,6 +10,21 @@ from torchaudio.transforms import MelSpectrogram
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """Return a mask (batch, size), true on the real positions, of (batch,) lengths."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class PowerMelSpectrogram(MelSpectrogram):  # type: ignore[misc] # torchaudio is not typed
+    """torchaudio's mel spectrogram of powers, without the square roots that it squares again.
+
+    They would take a third of the time on a CPU. Arguments as `MelSpectrogram`'s, but ``power``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, power=None)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Return mel powers (…, bands, frames) of waveforms (…, samples)."""
+        spectrum = self.spectrogram(waveform)
+        return self.mel_scale(spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag))
 
 
 class LogMelSpectrogram(nn.Module):
@@ -32,12 +49,11 @@ class LogMelSpectrogram(nn.Module):
         self.sample_rate = sample_rate
         self.hop_length = hop_length
         self.bands = bands
-        self.mel = MelSpectrogram(
+        self.mel: nn.Module = PowerMelSpectrogram(
             sample_rate,
             n_fft=n_fft,
             hop_length=hop_length,
             n_mels=bands,
-            power=2.0,
             pad_mode="constant",
             norm="slaney",
             mel_scale="slaney",
