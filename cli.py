@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 from errors import UserError
 
@@ -56,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES}\nmore on a command: python cli.py fit --help",
         formatter_class=layout,
     )
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    commands = parser.add_subparsers(metavar="command", required=True)
     for stage, purpose in STAGES.items():
         command = commands.add_parser(
             stage,
@@ -84,13 +86,21 @@ def build_parser() -> argparse.ArgumentParser:
         )
         if stage == "predict":
             add_prediction(command)
-    compare = commands.add_parser("compare", help="put runs side by side: a table and curves")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run directory, trained and tested")
+
+    def add(name: str, purpose: str, function: str, **defaults: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=purpose)
+        command.set_defaults(function=f"commands.{function}", **defaults)
+        return command
+
+    compare = add("compare", "put runs side by side: a table and curves", "compare.compare")
+    add_runs(compare, "run directory, trained and tested")
     add_output(compare, "comparison", "for comparison.md and curves.png")
-    report = commands.add_parser(
-        "report", help="write an HTML page of a recognizer's test errors, for one run or two"
+    report = add(
+        "report",
+        "write an HTML page of a recognizer's test errors, for one run or two",
+        "report.report",
     )
-    report.add_argument("runs", nargs="+", metavar="RUN", help="tested run directory, at most two")
+    add_runs(report, "tested run directory, at most two")
     report.add_argument(
         "--worst",
         metavar="N",
@@ -98,17 +108,19 @@ def build_parser() -> argparse.ArgumentParser:
         default=10,
         help="clips to show with sound and alignment (default: %(default)s)",
     )
-    report.add_argument("--output", metavar="FILE", help="page (default: RUN/report.html)")
-    export = commands.add_parser(
-        "export", help="write a folder that runs a trained model without PyTorch"
+    report.add_argument(
+        "--output", metavar="FILE", type=Path, help="page (default: RUN/report.html)"
     )
-    export.add_argument("run", metavar="RUN", help="run directory")
-    export.add_argument("--output", metavar="DIR", help="folder (default: RUN/exported)")
+    export = add(
+        "export", "write a folder that runs a trained model without PyTorch", "export.export"
+    )
+    add_run(export)
+    export.add_argument("--output", metavar="DIR", type=Path, help="folder (default: RUN/exported)")
     export.add_argument(
         "--quantize", choices=("int8",), help="store weights in eight bits instead of 32"
     )
-    serve = commands.add_parser("serve", help="open a web page for trying out trained runs")
-    serve.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
+    serve = add("serve", "open a web page for trying out trained runs", "serve.serve")
+    add_runs(serve)
     serve.add_argument("--host", default="127.0.0.1", help="(default: %(default)s, this machine)")
     serve.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
     serve.add_argument(
@@ -118,35 +130,45 @@ def build_parser() -> argparse.ArgumentParser:
         default=30,
         help="maximum length of a recording (default: %(default)s)",
     )
-    pack = commands.add_parser(
-        "pack", help="copy what prediction and fine-tuning need, in half precision"
+    pack = add("pack", "copy what prediction and fine-tuning need, in half precision", "pack.pack")
+    add_run(pack)
+    pack.add_argument(
+        "--output", metavar="DIR", type=Path, required=True, help="run directory to create"
     )
-    pack.add_argument("run", metavar="RUN", help="run directory")
-    pack.add_argument("--output", metavar="DIR", required=True, help="run directory to create")
-    card = commands.add_parser("card", help="write a model card of a run")
-    card.add_argument("run", metavar="RUN", help="run directory, trained, preferably tested")
+    card = add("card", "write a model card of a run", "card.card")
+    add_run(card, "run directory, trained, preferably tested")
     card.add_argument("--licence", metavar="NAME", help="licence of the weights, such as cc-by-4.0")
-    card.add_argument("--notes", metavar="FILE", help="Markdown to append")
-    card.add_argument("--output", metavar="FILE", help="card (default: RUN/README.md)")
-    separable = commands.add_parser(
+    card.add_argument("--notes", metavar="FILE", type=Path, help="Markdown to append")
+    card.add_argument("--output", metavar="FILE", type=Path, help="card (default: RUN/README.md)")
+    separable = add(
         "separable",
-        help="can one perceptron compute f(x) = +1 iff A <= sum of x <= B? answer and proof",
+        "can one perceptron compute f(x) = +1 iff A <= sum of x <= B? answer and proof",
+        "separable.separable",
     )
-    for flag, name in (("dimension", "D"), ("low", "A"), ("high", "B")):
-        separable.add_argument(f"--{flag}", metavar=name, type=int, required=True)
+    for flag, letter in (("dimension", "D"), ("low", "A"), ("high", "B")):
+        separable.add_argument(f"--{flag}", metavar=letter, type=int, required=True)
     add_output(separable, "separable", "for the picture where D = 2")
-    inspect = commands.add_parser(
+    inspect = add(
         "inspect",
-        help="describe a speech corpus and list its odd clips: a table and a picture",
+        "describe a speech corpus and list its odd clips: a table and a picture",
+        "inspect_corpus.inspect_corpus",
+        others=[],
     )
     inspect.add_argument(
-        "configs", nargs="+", metavar="CONFIG", help="YAML with a data section; later files win"
+        "configs",
+        nargs="+",
+        metavar="CONFIG",
+        type=Path,
+        help="YAML with a data section; later files win",
     )
     add_output(inspect, "inspect", "for corpus.md and corpus.png")
-    sweep = commands.add_parser(
-        "sweep", help="search hyper-parameters; other arguments go to every fit"
+    sweep = add(
+        "sweep",
+        "search hyper-parameters; other arguments go to every fit",
+        "sweep.run_sweep",
+        others=[],
     )
-    sweep.add_argument("--config", metavar="FILE", required=True, help="YAML of a sweep")
+    sweep.add_argument("--config", metavar="FILE", type=Path, required=True, help="YAML of a sweep")
     sweep.add_argument(
         "--storage",
         metavar="URL",
@@ -155,12 +177,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_run(command: argparse.ArgumentParser, what: str = "run directory") -> None:
+    """Add a run directory."""
+    command.add_argument("path", metavar="RUN", type=Path, help=what)
+
+
+def add_runs(command: argparse.ArgumentParser, what: str = "run directory") -> None:
+    """Add one run directory or several."""
+    command.add_argument("paths", nargs="+", metavar="RUN", type=Path, help=what)
+
+
 def add_prediction(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``predict RUN PATH…``."""
+    command.set_defaults(function="commands.predict.predict")
     command.usage = "cli.py predict RUN PATH... [options] | cli.py predict --config FILE [options]"
-    command.add_argument("run", nargs="?", metavar="RUN", help="run directory")
+    command.add_argument("path", nargs="?", metavar="RUN", type=Path, help="run directory")
     command.add_argument(
-        "paths", nargs="*", metavar="PATH", help="file, or folder that is searched for files"
+        "inputs",
+        nargs="*",
+        metavar="PATH",
+        type=Path,
+        help="file, or folder that is searched for files",
     )
     command.add_argument(
         "--format",
@@ -186,7 +223,8 @@ def add_output(command: argparse.ArgumentParser, name: str, purpose: str) -> Non
     command.add_argument(
         "--output",
         metavar="DIR",
-        default=f"runs/{name}",
+        type=Path,
+        default=Path("runs", name),
         help=f"folder {purpose} (default: %(default)s)",
     )
 
@@ -202,85 +240,36 @@ def is_stage(args: Sequence[str]) -> bool:
     return args[0] != "predict" or any(arg.startswith(given) for arg in args)
 
 
-def parse_own(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_own(args: list[str]) -> argparse.Namespace:
     """Parse the suite's own commands, and requests for help.
 
     Returns:
-        The arguments, and those that a command hands on.
+        The command's ``function``, and its arguments by name.
     """
     parser = build_parser()
     options, others = parser.parse_known_args(args or ["--help"])
-    if options.command == "predict":
+    if "inputs" in options:
         # argparse does not accept paths after an option.
-        options.paths += [path for path in others if not path.startswith("-")]
+        options.inputs += [Path(path) for path in others if not path.startswith("-")]
         others = [argument for argument in others if argument.startswith("-")]
-        if not options.paths:
+        if not options.inputs:
             parser.error(
                 "predict needs RUN and at least one PATH (a file or a folder), or --config"
             )
         if options.experiment:
             parser.error("predict RUN has no --experiment: RUN is the run's directory")
-    if others and options.command not in ("inspect", "sweep"):
+        del options.config, options.experiment  # they belong to ``predict --config``
+    if "others" in options:
+        options.others = others
+    elif others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    return options, others
+    return options
 
 
-def run_own(options: argparse.Namespace, others: list[str]) -> None:
-    """Run one of the suite's own commands."""
-    if options.command == "predict":
-        from commands.predict import find_checkpoint, predict
-
-        run = Path(options.run)
-        predict(
-            run,
-            [Path(path) for path in options.paths],
-            format=options.format,
-            output=options.output,
-            channels=options.channels,
-            checkpoint=find_checkpoint(run, options.ckpt_path),
-        )
-    elif options.command == "compare":
-        from commands.compare import compare
-
-        compare([Path(path) for path in options.runs], Path(options.output))
-    elif options.command == "inspect":
-        from commands.inspect_corpus import inspect_corpus
-
-        configs = [Path(path) for path in options.configs]
-        inspect_corpus(configs, others, Path(options.output))
-    elif options.command == "report":
-        from commands.report import report
-
-        output = Path(options.output) if options.output else None
-        report([Path(path) for path in options.runs], options.worst, output)
-    elif options.command == "export":
-        from commands.export import export
-
-        folder = Path(options.output) if options.output else None
-        export(Path(options.run), folder, quantize=options.quantize is not None)
-    elif options.command == "serve":
-        from commands.serve import serve
-
-        runs = [Path(path) for path in options.runs]
-        serve(runs, options.host, options.port, options.max_minutes)
-    elif options.command == "pack":
-        from commands.pack import pack
-
-        pack(Path(options.run), Path(options.output))
-    elif options.command == "card":
-        from commands.card import card
-
-        files = (Path(name) if name else None for name in (options.output, options.notes))
-        output, notes = files
-        card(Path(options.run), output, options.licence, notes)
-    elif options.command == "separable":
-        from commands.separable import separable
-
-        separable(options.dimension, options.low, options.high, Path(options.output))
-    else:
-        from commands.sweep import run_sweep
-
-        run_sweep(Path(options.config), others, options.storage)
+def run_own(options: argparse.Namespace) -> None:
+    """Call the function of one of the suite's own commands."""
+    arguments = vars(options)
+    resolve_name(arguments.pop("function"))(**arguments)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -293,7 +282,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
             run(["--help" if arg == "--help-all" else arg for arg in args])
         else:
-            run_own(*own)
+            run_own(own)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the program that reads the output has ended

@@ -61,9 +61,9 @@ def main() -> None:
     with TemporaryDirectory() as name:
         transcribers: dict[str, Transcriber] = {"PyTorch": transcribe}
         sizes = {"PyTorch": ""}
-        for kind, quantize in (("ONNX", False), ("ONNX, int8", True)):
-            folder = Path(name) / ("int8" if quantize else "exact")
-            export(options.run, folder, quantize=quantize)
+        for kind, quantize in (("ONNX", None), ("ONNX, int8", "int8")):
+            folder = Path(name) / (quantize or "exact")
+            export(options.run, folder, quantize)
             transcribers[kind] = load_program(folder)
             size = sum(file.stat().st_size for file in folder.glob("*.onnx"))
             sizes[kind] = f"{size / 1e6:.1f} MB"

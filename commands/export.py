@@ -45,13 +45,13 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 Axes = Mapping[str, Sequence[int]]
 
 
-def export(path: Path, output: Path | None, *, quantize: bool) -> None:
+def export(path: Path, output: Path | None, quantize: str | None) -> None:
     """Export a run's best checkpoint.
 
     Args:
         path: run directory of a recognizer or of a classifier trained by autograd.
         output: folder to create; by default ``exported`` in the run directory.
-        quantize: whether to store the weights of linear layers in eight bits.
+        quantize: ``int8`` stores the weights of linear layers in eight bits.
 
     Raises:
         UserError: if the run cannot be exported, the folder exists, or the exported network's

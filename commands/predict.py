@@ -45,7 +45,7 @@ def predict(
     format: str | None,
     output: str | None,
     channels: str,
-    checkpoint: Path | None,
+    ckpt_path: str | None,
 ) -> None:
     """Predict files with a trained run.
 
@@ -55,12 +55,13 @@ def predict(
         format: a format of `commands.formats`; by default that of the output's suffix.
         output: file or folder to write; None prints.
         channels: ``mix`` averages the channels of a recording, ``each`` transcribes all.
-        checkpoint: checkpoint to load; by default ``best.ckpt``.
+        ckpt_path: ``last``, ``best`` or a file; the best checkpoint by default.
 
     Raises:
         UserError: if the run cannot be used, there are no files, the output exists or cannot be
             written, or some files could not be predicted.
     """
+    checkpoint = find_checkpoint(path, ckpt_path)
     with only_warnings():
         model, data = load(RunDirectory(path), checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -45,22 +45,22 @@ LOCK_DELAY = 10.0  # seconds; a process locks the run of its trial much sooner
 HEARTBEAT, GRACE_PERIOD = 15, 60  # seconds; only with a database
 
 
-def run_sweep(path: Path, others: Sequence[str], url: str | None = None) -> None:
+def run_sweep(config: Path, others: Sequence[str], storage: str | None) -> None:
     """Run all trials, then test the winner once and write the table.
 
     Args:
-        path: YAML of the sweep; its stem is the sweep's name.
+        config: YAML of the sweep; its stem is the sweep's name.
         others: further arguments of fit and test.
-        url: database of the study; by default a journal file in the sweep's folder.
+        storage: URL of a database for the study; by default a journal file in the sweep's folder.
 
     Raises:
         UserError: if the sweep cannot start, no trial finished, or the test failed.
         SystemExit: with 130 after SIGINT, 143 after SIGTERM.
     """
-    sweep = Sweep(path, others)
+    sweep = Sweep(config, others)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with lock(sweep.folder / ".lock", wait=True):
-        sweep.open_study(url)
+        sweep.open_study(storage)
     sweep.work()
     with lock(sweep.folder / ".lock", wait=True) as turn:
         sweep.report(turn)
