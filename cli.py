@@ -278,7 +278,7 @@ def main(args: Sequence[str] | None = None) -> None:
     own = None if is_stage(args) else parse_own(args)
     try:
         if own is None:
-            from commands.train import run
+            from commands.stages import run
 
             run(["--help" if arg == "--help-all" else arg for arg in args])
         else:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from commands.train import load
+from commands.stages import load_run
 from engine import RunDirectory
 from metrics import CharErrorRate, WordErrorRate
 from networks import BeamSearch, CTCGreedySearch, DecodingStrategy, GreedySearch
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, default=200)
     options = parser.parse_args()
-    model, data = load(RunDirectory(options.run))
+    model, data = load_run(RunDirectory(options.run))
     data.max_clips = options.clips
     data.setup("test")
     batches = list(data.test_dataloader())

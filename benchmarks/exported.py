@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from commands.export import export
-from commands.train import load
+from commands.stages import load_run
 from engine import RunDirectory
 from metrics import CharErrorRate
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, help="the first clips of the test set; default all")
     options = parser.parse_args()
-    model, data = load(RunDirectory(options.run))
+    model, data = load_run(RunDirectory(options.run))
     data.max_clips = options.clips
     data.prepare_data()
     data.setup("test")

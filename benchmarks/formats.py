@@ -23,7 +23,7 @@ from rich.table import Table
 from torchaudio.functional import resample
 
 from benchmarks.long_recordings import transcribe
-from commands.train import load
+from commands.stages import load_run
 from datamodules.clips import read_clip
 from engine import RunDirectory
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, default=3, help="the first clips of the test set (3)")
     options = parser.parse_args()
-    _, data = load(RunDirectory(options.run))
+    _, data = load_run(RunDirectory(options.run))
     data.max_clips = options.clips
     data.prepare_data()
     data.setup("test")

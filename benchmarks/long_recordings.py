@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 import torch
 
-from commands.train import load
+from commands.stages import load_run
 from datamodules.clips import read_clip
 from engine import RunDirectory
 from metrics import WordErrorRate
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
-    _, data = load(RunDirectory(options.run))
+    _, data = load_run(RunDirectory(options.run))
     data.prepare_data()
     data.setup("test")
     rate = data.sample_rate

@@ -17,7 +17,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from rich.progress import track
 
-from commands.train import load
+from commands.stages import load_run
 from datamodules.demo_speech.corpus import draw_voice
 from datamodules.demo_speech.espeak import link_data, speak_words
 from engine import RunDirectory
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, default=300)
     options = parser.parse_args()
-    model, data = load(RunDirectory(options.run))
+    model, data = load_run(RunDirectory(options.run))
     texts = {transcript.id: transcript.text for transcript in data.read_transcripts()}
     chosen = [transcript.id for transcript in data.split_transcripts()["test"]][: options.clips]
     errors, shifts = [], []

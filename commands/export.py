@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from commands.folders import make_console, new_folder, read_scores
 from commands.messages import only_warnings
-from commands.train import load
+from commands.stages import load_run
 from datamodules.medmnist import MedMNISTDataModule
 from engine import RunDirectory, find_weights, read_checkpoint
 from errors import UserError
@@ -61,7 +61,7 @@ def export(path: Path, output: Path | None, quantize: str | None) -> None:
     output = output or path / "exported"
     with new_folder(output) as folder:
         with only_warnings():
-            model, data = load(run)
+            model, data = load_run(run)
         if isinstance(model, SpeechRecognizer):
             described, program = export_recognizer(model, folder), "transcribe"
         elif isinstance(model, ImageClassifier) and isinstance(data, MedMNISTDataModule):

@@ -10,7 +10,7 @@ import yaml
 
 from commands.folders import make_console, new_folder, read_scores, shorten_paths
 from commands.messages import only_warnings
-from commands.train import load
+from commands.stages import load_run
 from engine import RunDirectory, find_weights, read_checkpoint
 from errors import UserError
 
@@ -35,7 +35,7 @@ def pack(path: Path, output: Path) -> None:
     with new_folder(output) as folder:
         packed = RunDirectory(folder)
         with only_warnings():
-            model, _ = load(run)
+            model, _ = load_run(run)
         if getattr(getattr(model, "test_decoding", None), "language_model", None) is not None:
             raise UserError(
                 "pack: the language model of test_decoding is a run of its own: remove it from "

@@ -12,7 +12,7 @@ from commands.classify import ImagePredictor
 from commands.folders import make_console
 from commands.messages import only_warnings
 from commands.outputs import as_user_error, choose_format, choose_output
-from commands.train import load
+from commands.stages import load_run
 from commands.transcribe import Transcriber
 from datamodules.medmnist import MedMNISTDataModule
 from engine import RunDirectory, find_weights, read_checkpoint
@@ -63,7 +63,7 @@ def predict(
     """
     checkpoint = find_checkpoint(path, ckpt_path)
     with only_warnings():
-        model, data = load(RunDirectory(path), checkpoint)
+        model, data = load_run(RunDirectory(path), checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     messages = make_console(stderr=True)
     each = channels == "each"

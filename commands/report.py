@@ -14,7 +14,7 @@ import soundfile
 from rich.console import Console
 
 from callbacks.speech_examples import inspect_batch
-from commands.train import load
+from commands.stages import load_run
 from engine import RunDirectory
 from errors import UserError
 from metrics import CharErrorRate, WordErrorRate, normalize_transcript
@@ -226,7 +226,7 @@ def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[d
     if not worst:
         return []
     recorded = json.loads(run.test_metrics.read_text(encoding="utf-8"))["checkpoint"]
-    model, data = load(run, Path(recorded) if recorded and Path(recorded).is_file() else None)
+    model, data = load_run(run, Path(recorded) if recorded and Path(recorded).is_file() else None)
     data.prepare_data()
     data.setup("test")
     dataset = data.datasets["test"]

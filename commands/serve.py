@@ -20,7 +20,7 @@ from callbacks.speech_examples import inspect_batch
 from commands.classify import ImagePredictor
 from commands.folders import make_console
 from commands.messages import only_warnings
-from commands.train import load
+from commands.stages import load_run
 from commands.transcribe import Transcriber
 from datamodules.audio_file import open_audio
 from datamodules.image_file import read_images
@@ -220,7 +220,7 @@ def load_runs(
     examples: list[str] = []
     for path in paths:
         with only_warnings():
-            model, data = load(RunDirectory(path))
+            model, data = load_run(RunDirectory(path))
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         name = path.resolve().name
         if isinstance(model, SpeechRecognizer):

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from commands.compare import draw_curves, read_curves, write_table
 from commands.messages import shorten
-from commands.train import parse
+from commands.stages import parse
 from engine import RunDirectory
 from errors import UserError
 

@@ -135,8 +135,8 @@ def check_cli(args: list[str], document: str) -> None:
     unknown = [path for path in missing if f"`{path}`" not in document]
     assert not unknown, f"{unknown} does not exist"
     if cli.is_stage(args) and not missing:
+        from commands.stages import parse
         from commands.suite_cli import SuiteCLI
-        from commands.train import parse
 
         stage = {args[0]: SuiteCLI.subcommands()[args[0]]}
         with pytest.MonkeyPatch.context() as patch:  # one stage's parser, not all four

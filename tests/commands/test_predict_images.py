@@ -18,7 +18,7 @@ from torch import nn
 
 import cli
 from commands.classify import ImagePredictor
-from commands.train import load
+from commands.stages import load_run
 from datamodules import OCTMNISTDataModule
 from datamodules.image_file import read_images
 from engine import RunDirectory
@@ -60,7 +60,7 @@ def test_probabilities_are_the_model_s_whatever_the_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, pixels = scans
-    model, _ = load(RunDirectory(run))
+    model, _ = load_run(RunDirectory(run))
     with torch.no_grad():
         images = torch.from_numpy(pixels)[:, None].float() / 255
         expected = model.logits(images).softmax(-1).numpy()

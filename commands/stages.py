@@ -85,7 +85,7 @@ class BuildingCLI(SuiteCLI):
 ON_CPU = ("accelerator=cpu", "devices=1", "num_nodes=1", "strategy=auto", "precision=32-true")
 
 
-def load(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, Any]:
+def load_run(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, Any]:
     """Build a run's model, trained and in evaluation mode on the CPU, and its data.
 
     Args:
