@@ -2,21 +2,24 @@
 
     python -m benchmarks.layers
 
-The sizes are those of a batch of 19 clips of 6.3 s in a Conformer of 144 channels.
+The sizes are those of a batch of 19 clips of 6.3 s in a Conformer of 144 channels, and of 64 clips
+of 6.7 s and of 10 s in the course's encoder.
 """
 
 import argparse
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.harness import OURS, Contender, Section, report, take_turns
 from networks import SoftmaxAttention
 from networks.attention import KeyValues
 from networks.dropout import Dropout
 
-CLIPS, POSITIONS, HEADS, HEAD_SIZE = 19, 217, 4, 36
+CLIPS, POSITIONS, CHANNELS = 19, 217, 144
+SHAPES = ((CLIPS, 4, POSITIONS, 36), (64, 2, 462, 100), (64, 2, 692, 100))
+"""Clips, heads, positions and channels of a head."""
 CALLS = 20
 """Forward and backward passes in a round."""
 
@@ -34,36 +37,38 @@ def repeat(function: Contender) -> Contender:
 def measure(options: argparse.Namespace) -> Section:
     """Compare dropout and self-attention, forward and backward."""
     torch.manual_seed(0)
-    x = torch.randn(CLIPS, POSITIONS, HEADS * HEAD_SIZE, dtype=torch.bfloat16, requires_grad=True)
-    shape = (CLIPS, HEADS, POSITIONS, HEAD_SIZE)
-    q, k, v = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    mask = torch.arange(POSITIONS).expand(CLIPS, -1) < POSITIONS - 10
-    attention = SoftmaxAttention()
+    x = torch.randn(CLIPS, POSITIONS, CHANNELS, dtype=torch.bfloat16, requires_grad=True)
 
     def drop(layer: nn.Module) -> Contender:
         return repeat(lambda: layer(x).sum().backward())
 
-    def attend() -> None:
-        attention(q, KeyValues(k, v), mask, causal=False).sum().backward()
-
-    def attend_fused() -> None:
-        F.scaled_dot_product_attention(q, k, v, mask[:, None, None]).sum().backward()
-
     comparisons = [
         take_turns(
-            "dropout of 0.1",
+            f"dropout of 0.1, {CALLS} passes",
             {OURS: drop(Dropout(0.1)), "torch.nn.Dropout": drop(nn.Dropout(0.1))},
             options.rounds,
-        ),
-        take_turns(
-            "self-attention",
-            {OURS: repeat(attend), "scaled_dot_product_attention": repeat(attend_fused)},
-            options.rounds,
-        ),
+        )
     ]
+    attention = SoftmaxAttention()
+    for clips, heads, positions, size in SHAPES:
+        shape = (clips, heads, positions, size)
+        q, k, v = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+        lengths = torch.linspace(0.85 * positions, positions, clips)
+        mask = torch.arange(positions) < lengths[:, None]
+
+        def attend(q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: Tensor = mask) -> None:
+            attention(q, KeyValues(k, v), mask, causal=False).sum().backward()
+
+        def attend_fused(q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: Tensor = mask) -> None:
+            F.scaled_dot_product_attention(q, k, v, mask[:, None, None]).sum().backward()
+
+        work = f"self-attention, {clips} clips of {positions} positions, {heads} heads of {size}"
+        contenders = {OURS: attend, "scaled_dot_product_attention": attend_fused}
+        comparisons.append(take_turns(work, contenders, options.rounds))
     text = (
-        f"{CALLS} forward and backward passes in bfloat16, {CLIPS} clips of {POSITIONS} positions, "
-        f"{HEADS} heads of {HEAD_SIZE} channels."
+        "Forward and backward passes in bfloat16; dropout is of "
+        f"{CLIPS} clips of {POSITIONS} positions and {CHANNELS} channels. "
+        "The shortest of the clips that attend has 85 % of the length of the longest."
     )
     return Section("Layers", text, comparisons)
 

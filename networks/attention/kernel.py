@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from networks.attention.blocked import attend_in_blocks
+
 
 class KeyValues(NamedTuple):
     """Keys and values split into heads, each (batch, heads, length, head size)."""
@@ -119,9 +121,8 @@ class _Positions:
 class SoftmaxAttention(AttentionKernel):
     """Softmax attention, Softmax(QKᵀ/√D)V (Vaswani et al. 2017).
 
-    It is computed by PyTorch's fused kernels, except where those are slow: to train on a CPU in
-    bfloat16 with up to 512 keys, they take longer than plain products (``benchmarks.layers``, on an
-    AMD CPU). Plain products round the logits to bfloat16.
+    It is computed by PyTorch's fused kernels, except where those are slow: on a CPU in bfloat16
+    (`attend_in_blocks`).
     """
 
     def summarize(self, key_values: KeyValues, key_mask: Tensor | None) -> _Memory:
@@ -159,15 +160,11 @@ def _attend(
     size = query.shape[-1]
     if query.device.type == "cuda" and query.dtype.itemsize == 2 and size % 8:
         return attend_padded(query, keys, values, mask, is_causal)
-    is_slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad
-    if not is_slow or keys.shape[-2] > 512:
-        return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal)
-    logits = (query / math.sqrt(size)) @ keys.transpose(-1, -2)
-    if is_causal:
-        mask = _seen(query, keys)
-    if mask is not None:
-        logits.masked_fill_(~mask, -math.inf)
-    return logits.softmax(-1) @ values
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        if is_causal:
+            mask = _seen(query, keys)[None, None]
+        return attend_in_blocks(query, keys, values, mask)
+    return F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal)
 
 
 def attend_padded(

@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from networks.attention import AttentionKernel, KeyValues, MaclaurinAttention, SoftmaxAttention
+from networks.attention import (
+    AttentionKernel,
+    KeyValues,
+    MaclaurinAttention,
+    SoftmaxAttention,
+    blocked,
+)
 from networks.attention.kernel import attend_padded
 from tests.networks.test_maclaurin import inputs, padding
 
@@ -42,10 +48,10 @@ def test_invalid_settings_are_rejected(settings: dict[str, float], message: str)
 
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("has_mask", [False, True])
-def test_bfloat16_training_attends_as_the_fused_kernel(
+def test_bfloat16_on_a_cpu_attends_as_the_fused_kernel(
     has_mask: bool, is_causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output and gradients of plain products, against the fused kernel in float64."""
+    """Output and gradients, against the fused kernel in float64."""
     torch.manual_seed(0)
     shape = (3, 2, 50, 8)
     inputs = [torch.randn(shape).bfloat16().requires_grad_() for _ in range(3)]
@@ -72,15 +78,44 @@ def test_bfloat16_training_attends_as_the_fused_kernel(
         assert torch.allclose(x.grad.double(), reference.grad, atol=0.06)
 
 
-@pytest.mark.parametrize(
-    ("keys", "dtype", "is_training"),
-    [(513, torch.bfloat16, True), (50, torch.bfloat16, False), (50, torch.float32, True)],
-)
-def test_all_else_takes_the_fused_kernel(
-    keys: int, dtype: torch.dtype, is_training: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["none", "padding", "causal", "random"])
+@pytest.mark.parametrize("clips", [1, 2, 5])
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_blocks_attend_as_the_whole_batch(
+    is_kept: bool, clips: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Output and gradients in float64, with blocks of some clips, weights kept or not."""
+    torch.manual_seed(0)
+    queries, keys = (9, 9) if kind == "causal" else (6, 9)
+    monkeypatch.setattr(blocked, "BLOCK", clips * 2 * queries * keys)
+    monkeypatch.setattr(blocked, "KEPT", 5 * 2 * queries * keys - (not is_kept))
+    real = torch.arange(keys) < torch.tensor([9, 1, 4, 3, 7])[:, None]
+    masks: dict[str, torch.Tensor | None] = {
+        "none": None,
+        "padding": real[:, None, None],
+        "causal": real[:, None, None] & torch.ones(keys, keys, dtype=torch.bool).tril(),
+        "random": (torch.rand(5, 1, queries, keys) < 0.5) | (torch.arange(keys) == 2),
+    }  # each query sees a key
+    mask = masks[kind]
+    inputs = [
+        torch.randn(5, length, 2, 4, dtype=torch.float64).transpose(1, 2).requires_grad_()
+        for length in (queries, keys, keys)
+    ]
+    q, k, v = inputs
+    found = blocked.attend_in_blocks(q, k, v, mask)
+    expected = F.scaled_dot_product_attention(q, k, v, mask)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.sin().sum(), inputs),
+        torch.autograd.grad(expected.sin().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_single_precision_takes_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(F, "scaled_dot_product_attention")
-    x = torch.randn(1, 1, keys, 4, dtype=dtype, requires_grad=is_training)
+    x = torch.randn(1, 1, 50, 4)
     with pytest.raises(AttributeError, match="scaled_dot_product_attention"):
         SoftmaxAttention()(x, KeyValues(x, x), None, causal=False)
 
