@@ -70,7 +70,7 @@ class _AttendInBlocks(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, keys, values, mask, *kept = ctx.saved_tensors
         of_query, of_keys, of_values = map(torch.zeros_like, (query, keys, values))
