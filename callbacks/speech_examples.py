@@ -37,6 +37,7 @@ class SpeechExamples(Callback):
     def __init__(self, clips: int = 4) -> None:
         self.clips = clips
         self._batch: SpeechBatch | None = None
+        self._encoded: tuple[Tensor, Tensor] | None = None
         self._texts: list[str] = []
         self._has_audio = False
 
@@ -49,21 +50,24 @@ class SpeechExamples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the clips, on the model's device, and their transcripts."""
+        """Keep the clips and their encodings, on the model's device, and their transcripts."""
         if batch_idx == 0 and trainer.is_global_zero:
             self._batch = batch.head(self.clips)
+            memory, memory_mask = outputs["encoded"]
+            self._encoded = memory[: self.clips].float(), memory_mask[: self.clips].clone()
             self._texts = outputs["transcripts"][: self.clips]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the clips' pictures and texts."""
         board = next((lg for lg in trainer.loggers if isinstance(lg, TensorBoardLogger)), None)
         batch, self._batch = self._batch, None
+        encoded, self._encoded = self._encoded, None
         if board is None or batch is None or trainer.sanity_checking:
             return
         assert isinstance(pl_module, SpeechRecognizer)
         writer, step, vocabulary = board.experiment, trainer.global_step, pl_module.vocabulary
         first, self._has_audio = not self._has_audio, True
-        for i, view in enumerate(inspect_batch(pl_module, batch, self._texts)):
+        for i, view in enumerate(inspect_batch(pl_module, batch, self._texts, encoded)):
             clip = f"example_{i}"  # TensorBoard shows only one kind of data for a tag
             if first:
                 audio = batch.waveforms[i, : batch.lengths[i]]
@@ -117,10 +121,12 @@ class View:
 def add_picture(writer: "SummaryWriter", tag: str, picture: Image.Image, step: int) -> None:
     """Log a picture as JPEG; ``SummaryWriter.add_image`` writes PNG, in ten times the time.
 
+    TensorBoard's checksums, in Python, take 0.1 s for each megabyte.
+
     The writer must have logged something before.
     """
     encoded = BytesIO()
-    picture.save(encoded, "JPEG", quality=90)
+    picture.save(encoded, "JPEG")
     image = Summary.Image(
         height=picture.height,
         width=picture.width,
@@ -134,9 +140,18 @@ def add_picture(writer: "SummaryWriter", tag: str, picture: Image.Image, step: i
 def paint(values: Tensor, colours: str, height: int) -> Image.Image:
     """Colour a matrix from its minimum to its maximum, in an image of the views' width."""
     low, high = values.aminmax()
-    scaled = (values - low) / (high - low).clamp(min=1e-12)
-    pixels = colormaps[colours](scaled.numpy(), bytes=True)[..., :3]
-    return Image.fromarray(pixels).resize((WIDTH, height), Image.Resampling.NEAREST)
+    levels = (values - low) * (255 / (high - low).clamp(min=1e-12))
+    image = Image.fromarray(levels.round().byte().numpy())
+    image = image.resize((WIDTH, height), Image.Resampling.NEAREST)
+    image.putpalette(load_palette(colours))
+    return image.convert("RGB")
+
+
+@cache
+def load_palette(colours: str) -> bytes:
+    """Return the 256 colours of one of matplotlib's maps, three bytes each."""
+    pixels = colormaps[colours](range(256), bytes=True)
+    return bytes(pixels[:, :3].tobytes())
 
 
 @cache
@@ -146,17 +161,23 @@ def load_font() -> ImageFont.FreeTypeFont:
 
 
 @torch.no_grad()
-def inspect_batch(module: SpeechRecognizer, batch: SpeechBatch, texts: list[str]) -> list[View]:
+def inspect_batch(
+    module: SpeechRecognizer,
+    batch: SpeechBatch,
+    texts: list[str],
+    encoded: tuple[Tensor, Tensor] | None = None,
+) -> list[View]:
     """Return a view of each clip of a batch; the module must be in evaluation mode.
 
     Args:
         module: recognizer.
         batch: clips.
         texts: predicted texts.
+        encoded: encodings of the clips and their mask, if they are known.
     """
     network = module.network
     spectrograms, frames = network.features(batch.waveforms, batch.lengths)
-    memory, memory_mask = network.encode(batch.waveforms, batch.lengths)
+    memory, memory_mask = encoded or network.encode(batch.waveforms, batch.lengths)
     views = []
     for i, text in enumerate(texts):
         read = module.vocabulary.encode(text)[:-1][: network.decoder.max_tokens]

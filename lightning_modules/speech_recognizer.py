@@ -192,7 +192,7 @@ class SpeechRecognizer(TrainingModule):
         """Discard the words of an interrupted validation."""
         self._scored_words = []
 
-    def validation_step(self, batch: SpeechBatch) -> dict[str, list[Any]]:
+    def validation_step(self, batch: SpeechBatch) -> dict[str, Any]:
         """Evaluate a batch like `test_step`, and collect its words to calibrate confidence."""
         found = self._evaluate(batch, self.val_losses, self.val_scores, self.decoding)
         for words, reference in zip(found.get("words", ()), found["references"], strict=False):
@@ -206,8 +206,12 @@ class SpeechRecognizer(TrainingModule):
         if known and not self.trainer.sanity_checking:
             self.calibration = Calibration.fit(*zip(*known, strict=True))
 
-    def test_step(self, batch: SpeechBatch) -> dict[str, list[Any]]:
-        """Evaluate a batch; return its ``references`` and what `predict_step` returns."""
+    def test_step(self, batch: SpeechBatch) -> dict[str, Any]:
+        """Evaluate a batch.
+
+        Returns:
+            What `predict_step` returns, ``references``, and ``encoded``: encodings and their mask.
+        """
         return self._evaluate(batch, self.test_losses, self.test_scores, self.test_decoding)
 
     def predict_step(self, batch: SpeechBatch) -> dict[str, list[Any]]:
@@ -256,7 +260,7 @@ class SpeechRecognizer(TrainingModule):
         loss_metrics: MetricCollection,
         scores: MetricCollection,
         decoding: DecodingStrategy,
-    ) -> dict[str, list[Any]]:
+    ) -> dict[str, Any]:
         losses, memory, memory_mask = self.losses(batch)
         weight = batch.target_count()
         for name, loss in losses.items():
@@ -269,7 +273,8 @@ class SpeechRecognizer(TrainingModule):
         for name, score in scores.items():
             self.log(name, score, batch_size=len(references), prog_bar=name == "val/cer")
         words = self._find_words(memory, memory_mask, transcripts)
-        return {"references": references, "transcripts": transcripts, **words}
+        found = {"references": references, "transcripts": transcripts, **words}
+        return {"encoded": (memory, memory_mask), **found}
 
     def _find_words(
         self, memory: Tensor, memory_mask: Tensor, transcripts: list[str]
