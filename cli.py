@@ -92,13 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(function=f"commands.{function}", **defaults)
         return command
 
-    compare = add("compare", "put runs side by side: a table and curves", "compare.compare")
+    compare = add("compare", "put runs side by side: a table and curves", "compare:compare")
     add_runs(compare, "run directory, trained and tested")
     add_output(compare, "comparison", "for comparison.md and curves.png")
     report = add(
         "report",
         "write an HTML page of a recognizer's test errors, for one run or two",
-        "report.report",
+        "report:report",
     )
     add_runs(report, "tested run directory, at most two")
     report.add_argument(
@@ -112,14 +112,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", metavar="FILE", type=Path, help="page (default: RUN/report.html)"
     )
     export = add(
-        "export", "write a folder that runs a trained model without PyTorch", "export.export"
+        "export", "write a folder that runs a trained model without PyTorch", "export:export"
     )
     add_run(export)
     export.add_argument("--output", metavar="DIR", type=Path, help="folder (default: RUN/exported)")
     export.add_argument(
         "--quantize", choices=("int8",), help="store weights in eight bits instead of 32"
     )
-    serve = add("serve", "open a web page for trying out trained runs", "serve.serve")
+    serve = add("serve", "open a web page for trying out trained runs", "serve:serve")
     add_runs(serve)
     serve.add_argument("--host", default="127.0.0.1", help="(default: %(default)s, this machine)")
     serve.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
@@ -130,12 +130,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=30,
         help="maximum length of a recording (default: %(default)s)",
     )
-    pack = add("pack", "copy what prediction and fine-tuning need, in half precision", "pack.pack")
+    pack = add("pack", "copy what prediction and fine-tuning need, in half precision", "pack:pack")
     add_run(pack)
     pack.add_argument(
         "--output", metavar="DIR", type=Path, required=True, help="run directory to create"
     )
-    card = add("card", "write a model card of a run", "card.card")
+    card = add("card", "write a model card of a run", "card:card")
     add_run(card, "run directory, trained, preferably tested")
     card.add_argument("--licence", metavar="NAME", help="licence of the weights, such as cc-by-4.0")
     card.add_argument("--notes", metavar="FILE", type=Path, help="Markdown to append")
@@ -143,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     separable = add(
         "separable",
         "can one perceptron compute f(x) = +1 iff A <= sum of x <= B? answer and proof",
-        "separable.separable",
+        "separable:separable",
     )
     for flag, letter in (("dimension", "D"), ("low", "A"), ("high", "B")):
         separable.add_argument(f"--{flag}", metavar=letter, type=int, required=True)
@@ -151,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = add(
         "inspect",
         "describe a speech corpus and list its odd clips: a table and a picture",
-        "inspect_corpus.inspect_corpus",
+        "inspect_corpus:inspect_corpus",
         others=[],
     )
     inspect.add_argument(
@@ -165,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep = add(
         "sweep",
         "search hyper-parameters; other arguments go to every fit",
-        "sweep.run_sweep",
+        "sweep:run_sweep",
         others=[],
     )
     sweep.add_argument("--config", metavar="FILE", type=Path, required=True, help="YAML of a sweep")
@@ -189,7 +189,7 @@ def add_runs(command: argparse.ArgumentParser, what: str = "run directory") -> N
 
 def add_prediction(command: argparse.ArgumentParser) -> None:
     """Add the arguments of ``predict RUN PATH…``."""
-    command.set_defaults(function="commands.predict.predict")
+    command.set_defaults(function="commands.predict:predict")
     command.usage = "cli.py predict RUN PATH... [options] | cli.py predict --config FILE [options]"
     command.add_argument("path", nargs="?", metavar="RUN", type=Path, help="run directory")
     command.add_argument(
