@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from networks.attention import (
     AttentionKernel,
@@ -78,6 +79,17 @@ def test_bfloat16_on_a_cpu_attends_as_the_fused_kernel(
         assert torch.allclose(x.grad.double(), reference.grad, atol=0.06)
 
 
+def assert_same(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    """Compare two outputs and the gradients of the inputs."""
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.sin().sum(), inputs),
+        torch.autograd.grad(expected.sin().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", ["none", "padding", "causal", "random"])
 @pytest.mark.parametrize("clips", [1, 2, 5])
 @pytest.mark.parametrize("is_kept", [False, True])
@@ -90,7 +102,7 @@ def test_blocks_attend_as_the_whole_batch(
     monkeypatch.setattr(blocked, "BLOCK", clips * 2 * queries * keys)
     monkeypatch.setattr(blocked, "KEPT", 5 * 2 * queries * keys - (not is_kept))
     real = torch.arange(keys) < torch.tensor([9, 1, 4, 3, 7])[:, None]
-    masks: dict[str, torch.Tensor | None] = {
+    masks: dict[str, Tensor | None] = {
         "none": None,
         "padding": real[:, None, None],
         "causal": real[:, None, None] & torch.ones(keys, keys, dtype=torch.bool).tril(),
@@ -104,13 +116,7 @@ def test_blocks_attend_as_the_whole_batch(
     q, k, v = inputs
     found = blocked.attend_in_blocks(q, k, v, mask)
     expected = F.scaled_dot_product_attention(q, k, v, mask)
-    torch.testing.assert_close(found, expected)
-    for ours, theirs in zip(
-        torch.autograd.grad(found.sin().sum(), inputs),
-        torch.autograd.grad(expected.sin().sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
+    assert_same(found, expected, inputs)
 
 
 def test_single_precision_takes_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +134,4 @@ def test_padded_heads_attend_as_unpadded_ones(is_causal: bool) -> None:
     query, keys, values = inputs
     found = attend_padded(query, keys, values, mask, is_causal)
     expected = F.scaled_dot_product_attention(query, keys, values, mask, is_causal=is_causal)
-    torch.testing.assert_close(found, expected)
-    for ours, theirs in zip(
-        torch.autograd.grad(found.sin().sum(), inputs),
-        torch.autograd.grad(expected.sin().sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
+    assert_same(found, expected, inputs)
