@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,15 +10,33 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
-from callbacks.speech_examples import BAND_HEIGHT, CAPTION, MARGIN, ROW_HEIGHT, WIDTH, View
+from callbacks import speech_examples
+from callbacks.speech_examples import (
+    BAND_HEIGHT,
+    CAPTION,
+    MARGIN,
+    ROW_HEIGHT,
+    WIDTH,
+    View,
+    inspect_batch,
+)
+from datamodules.speech_dataset import SpeechBatch
 from tests.conftest import SAMPLE_RATE
 
 
 def test_tensorboard_has_figures_and_texts_of_each_epoch_and_the_audio_once(
-    small: list[str], run_cli: Callable[..., Path]
+    small: list[str], run_cli: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def check(module: Any, batch: SpeechBatch, texts: list[str], encoded: Any) -> list[View]:
+        with torch.no_grad():
+            memory, mask = module.network.encode(batch.waveforms, batch.lengths)
+        torch.testing.assert_close(encoded[0][:, : mask.shape[1]][mask], memory[mask])
+        return inspect_batch(module, batch, texts, encoded)
+
+    monkeypatch.setattr(speech_examples, "inspect_batch", check)
     show = "{class_path: callbacks.SpeechExamples, init_args: {clips: 2}}"
-    run = run_cli("fit", *small, "--trainer.max_epochs=3", "--trainer.callbacks+", show)
+    settings = ["--trainer.max_epochs=3", "--trainer.precision=32-true"]
+    run = run_cli("fit", *small, *settings, "--trainer.callbacks+", show)
     events = EventAccumulator(str(run), size_guidance={"images": 0, "audio": 0, "tensors": 0})
     events.Reload()
     tags = events.Tags()
