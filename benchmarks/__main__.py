@@ -30,8 +30,8 @@ INTRODUCTION = """# Benchmarks
 Each ratio is a peer's time divided by ours: above 1, the suite is faster. Contenders take turns,
 A B C, A B C, … after a warm-up; each section says where their work differs. The tables have the
 median over the rounds and the range; a median of ratios can differ from the ratio of the median
-times. Bars are minimum ratios that the project requires. `make bench` measures everything anew;
-[attention](attention_benchmark.md) has a page of its own.
+times. Targets are minimum ratios. `make bench SPEECH=DIR` measures everything anew on clips of LJ
+Speech, and without `SPEECH` on noise; [attention](attention_benchmark.md) has a page of its own.
 
 ![ratios of all comparisons](benchmarks.png)
 """
@@ -98,9 +98,9 @@ def write_section(name: str, section: Section, machine: dict[str, str]) -> str:
 
 
 def draw(sections: list[Section], path: Path) -> None:
-    """Plot the ratios of all comparisons, with their ranges and bars."""
+    """Plot the ratios of all comparisons, with their ranges and targets."""
     rows = [
-        (f"{comparison.work}: {peer}", comparison.ratios(peer), comparison.bars.get(peer))
+        (f"{comparison.work}: {peer}", comparison.ratios(peer), comparison.targets.get(peer))
         for section in sections
         for comparison in section.comparisons
         for peer in comparison.seconds
@@ -108,13 +108,13 @@ def draw(sections: list[Section], path: Path) -> None:
     ]
     figure = Figure(figsize=(11, 1 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for y, (_, ratios, bar) in enumerate(rows):
+    for y, (_, ratios, target) in enumerate(rows):
         axes.plot([min(ratios), max(ratios)], [y, y], "C0-", linewidth=3, alpha=0.4)
         axes.plot(statistics.median(ratios), y, "C0o")
-        if bar is not None:
-            axes.plot(bar, y, "C3|", markersize=14)
+        if target is not None:
+            axes.plot(target, y, "C3|", markersize=14)
     axes.axvline(1, color="grey", linewidth=1)
-    axes.set(xscale="log", xlabel="peer's time / ours (red: bar)", yticks=range(len(rows)))
+    axes.set(xscale="log", xlabel="peer's time / ours (red: target)", yticks=range(len(rows)))
     axes.set_yticklabels([name for name, *_ in rows], fontsize=8)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)

@@ -27,7 +27,7 @@ from networks.scratch import LogisticRegression, MultiLayerPerceptron, Perceptro
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LOADER, RESIDENT = "DataLoader(TensorDataset)", "resident tensors"
-# config, network, batch size, images, bars
+# config, network, batch size, images, targets
 FITS: tuple[tuple[str, Callable[[], nn.Module], int, int, dict[str, float]], ...] = (
     ("octmnist_mlp", FeedForwardNetwork, 16, 8_000, {LOADER: 1.3, RESIDENT: 1.0}),
     ("octmnist_mlp", FeedForwardNetwork, 256, 97_477, {RESIDENT: 1 / 1.05}),
@@ -109,7 +109,7 @@ def compare_fit(
     network: nn.Module,
     size: int,
     images: int,
-    bars: dict[str, float],
+    targets: dict[str, float],
     rounds: int,
     folder: Path,
 ) -> Comparison:
@@ -144,7 +144,7 @@ def compare_fit(
     args += [f"--trainer.default_root_dir={folder}", f"--trainer.max_epochs={rounds + 1}"]
     args += ["--trainer.accelerator=cpu", *Turns.prepare({LOADER: load, RESIDENT: index})]
     cli.main(["fit", *args])
-    return Comparison(f"{config}, batch {size}, {len(y):,} images", Turns.training, bars)
+    return Comparison(f"{config}, batch {size}, {len(y):,} images", Turns.training, targets)
 
 
 def measure(options: argparse.Namespace) -> Section:
@@ -152,8 +152,8 @@ def measure(options: argparse.Namespace) -> Section:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         comparisons = [
-            compare_fit(config, network(), size, images, bars, options.rounds, Path(folder))
-            for config, network, size, images, bars in FITS
+            compare_fit(config, network(), size, images, targets, options.rounds, Path(folder))
+            for config, network, size, images, targets in FITS
         ]
     comparisons += compare_scratch(options.rounds)
     text = (

@@ -34,12 +34,12 @@ class Comparison:
     Attributes:
         work: what each contender does in a round.
         seconds: times of each contender, one a round.
-        bars: minimum ratio, peer's time / ours, required of the suite, by peer.
+        targets: minimum ratio, peer's time / ours, required of the suite, by peer.
     """
 
     work: str
     seconds: Mapping[str, Sequence[float]]
-    bars: Mapping[str, float] = field(default_factory=dict)
+    targets: Mapping[str, float] = field(default_factory=dict)
 
     def ratios(self, peer: str) -> list[float]:
         """Return the peer's time divided by ours, for each round."""
@@ -53,15 +53,15 @@ class Comparison:
             if peer == OURS:
                 continue
             ratios = self.ratios(peer)
-            bar = f"{self.bars[peer]:.2f}" if peer in self.bars else ""
+            target = f"{self.targets[peer]:.2f}" if peer in self.targets else ""
             spread = f"{min(ratios):.2f} … {max(ratios):.2f}"
             times = [statistics.median(self.seconds[name]) for name in (OURS, peer)]
             ratio = f"{statistics.median(ratios):.2f}"
-            rows.append([self.work, peer, *(show_seconds(t) for t in times), ratio, spread, bar])
+            rows.append([self.work, peer, *(show_seconds(t) for t in times), ratio, spread, target])
         return rows
 
 
-COLUMNS = ["work", "peer", "ours", "peer's time", "peer / ours", "range", "bar"]
+COLUMNS = ["work", "peer", "ours", "peer's time", "peer / ours", "range", "target"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def take_turns(
     work: str,
     contenders: Mapping[str, Contender],
     rounds: int = 5,
-    bars: Mapping[str, float] | None = None,
+    targets: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Let each contender do its work once to warm up, then once a round."""
     for function in contenders.values():
@@ -117,7 +117,7 @@ def take_turns(
     for _ in range(rounds):
         for name, function in contenders.items():
             seconds[name].append(stopwatch(function))
-    return Comparison(work, seconds, bars or {})
+    return Comparison(work, seconds, targets or {})
 
 
 class Turns(Callback):

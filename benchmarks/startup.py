@@ -48,9 +48,9 @@ def measure(options: argparse.Namespace) -> Section:
                 f"command to first step of {command[0]}",
                 {OURS: partial(run, folder, [*fit, *command]), **peer},
                 options.rounds,
-                bars,
+                targets,
             )
-            for command, bars in ((cnn, {"the imports alone": 1 / 1.3}), (speech, None))
+            for command, targets in ((cnn, {"the imports alone": 1 / 1.3}), (speech, None))
         ]
         help = [sys.executable, "cli.py", "--help"]
         python = {"python -c pass": partial(run, folder, [sys.executable, "-c", "pass"])}

@@ -154,9 +154,7 @@ def test_training_on_recordings_of_ones_own_works_as_written(project: Path) -> N
 
 
 def test_using_a_trained_model_works_as_written(project: Path) -> None:
-    """The part of the README that is also a page of the site, with the same commands."""
-    use = document("README.md").partition("[start:use]")[2].partition("[end:use]")[0]
-    commands = examples(use)
+    commands = examples(document("docs/how_to/use.md"))
     assert len(commands) > 8
     recognizer = ["fit", "--config", SMALL, "--experiment", "asr_conformer"]
     recognizer += ["--data.init_args.root", "my_clips"]
