@@ -267,9 +267,20 @@ def parse_own(args: list[str]) -> argparse.Namespace:
 
 
 def run_own(options: argparse.Namespace) -> None:
-    """Call the function of one of the suite's own commands."""
+    """Call the function of one of the suite's own commands.
+
+    Raises:
+        UserError: if a file cannot be read or written.
+    """
     arguments = vars(options)
-    resolve_name(arguments.pop("function"))(**arguments)
+    try:
+        resolve_name(arguments.pop("function"))(**arguments)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is None:
+            raise UserError(str(error)) from error
+        raise UserError(f"{error.filename} cannot be used ({error.strerror})") from error
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -42,16 +42,19 @@ class ExponentialWeightAverage(WeightAveraging):
         self._evaluates_average = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Swap the trained weights back in."""
-        super().on_validation_epoch_end(trainer, pl_module)
-        self._evaluates_average = False
+        """Keep the average: other callbacks draw pictures with the weights that were evaluated."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Swap the trained weights back in, before a checkpoint is saved."""
+        if self._evaluates_average:
+            super().on_validation_epoch_end(trainer, pl_module)
+            self._evaluates_average = False
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Restore the trained weights for the checkpoint written on interruption."""
-        if self._evaluates_average:
-            self.on_validation_epoch_end(trainer, pl_module)
+        self.on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the trained weights, so that the last checkpoint can be resumed from."""

@@ -105,11 +105,8 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
         "notes": notes.read_text(encoding="utf-8").strip() if notes else "",
     }
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(template.render(values).strip() + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error})") from error
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(template.render(values).strip() + "\n", encoding="utf-8")
     make_console().print(f"written to {output}")
 
 

@@ -1,6 +1,5 @@
 """``compare``: runs side by side, as a table and curves, read from their run directories alone."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from engine import RunDirectory, read_rows
+from commands.folders import make_console
+from engine import RunDirectory, read_checkpoint, read_rows
 from errors import UserError
 
 Curves = dict[str, dict[int, float]]
@@ -35,12 +35,14 @@ class Run:
 
     def facts(self) -> dict[str, str]:
         """Return a row of the table: heading → cell."""
+        epochs = 1 + max(epoch for curve in self.curves.values() for epoch in curve)
         facts = {
             "parameters": f"{self.parameters:,}",
-            "best epoch": f"{self.best_epoch + 1} of {len(self.curves['train/loss'])}",
+            "best epoch": f"{self.best_epoch + 1} of {epochs}",
         }
         for name in ("train/loss", "val/loss"):
-            facts[name] = f"{self.curves[name][self.best_epoch]:.4f}"
+            if self.best_epoch in self.curves.get(name, {}):
+                facts[name] = f"{self.curves[name][self.best_epoch]:.4f}"
         facts |= {name: f"{value:.4f}" for name, value in sorted(self.test.items())}
         seconds = list(self.curves.get("time/epoch", {}).values())
         if seconds:  # of epochs that were not interrupted
@@ -52,7 +54,7 @@ def read_run(path: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        UserError: if it does not exist, or was not trained and tested.
+        UserError: if it does not exist, was not trained and tested, or was trained after its test.
     """
     run = RunDirectory(path)
     if not path.is_dir():
@@ -63,14 +65,17 @@ def read_run(path: Path) -> Run:
     curves = read_curves(run.metrics)
     checkpoint = yaml.safe_load(run.config.read_text(encoding="utf-8"))["checkpoint"]
     monitor, mode = checkpoint["monitor"], checkpoint["mode"]
-    missing = [name for name in (monitor, "train/loss", "val/loss") if name not in curves]
-    if missing:
-        raise UserError(f"{path} is not finished: its metrics.csv has no {missing[0]} yet")
+    if monitor not in curves:
+        raise UserError(f"{path} is not finished: its metrics.csv has no {monitor} yet")
+    tested = run.read_scores()
+    step = read_checkpoint(run.checkpoint("best"))["global_step"]
+    if tested is None or tested.step != step:
+        raise UserError(f"{run.test_metrics} is not of best.ckpt: test the run again")
     choose = min if mode == "min" else max
     # Of equal values the first, as in best.ckpt.
     best_epoch = choose(curves[monitor], key=lambda epoch: curves[monitor][epoch])
-    test = json.loads(run.test_metrics.read_text(encoding="utf-8"))["metrics"]
-    return Run(path.name, curves, int(curves["parameters"][0]), best_epoch, test)
+    parameters = [*curves["parameters"].values()][-1]
+    return Run(path.name, curves, int(parameters), best_epoch, tested.metrics)
 
 
 def read_curves(path: Path) -> Curves:
@@ -103,7 +108,7 @@ def compare(paths: list[Path], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_table(["", *names], rows, output / "comparison.md")
     draw_curves({run.name: run.curves for run in runs}, output / "curves.png")
-    Console().print(f"written to {output / 'comparison.md'} and {output / 'curves.png'}")
+    make_console().print(f"written to {output}")
 
 
 def write_table(headings: list[str], rows: list[list[str]], path: Path, note: str = "") -> None:
@@ -118,14 +123,20 @@ def write_table(headings: list[str], rows: list[list[str]], path: Path, note: st
 
 
 def draw_curves(runs: dict[str, Curves], path: Path) -> None:
-    """Draw one panel per validation metric that all runs have, with the training curve if any."""
+    """Draw one panel per validation metric that all runs have, with the training curve if any.
+
+    Names are ``val/loss`` or, as in other people's modules, ``val_loss``. Without any, there is
+    nothing to draw, and no file.
+    """
     from matplotlib.figure import Figure
 
     shared = [
         name
         for name in next(iter(runs.values()))
-        if name.startswith("val/") and all(name in curves for curves in runs.values())
+        if name.startswith(("val/", "val_")) and all(name in curves for curves in runs.values())
     ]
+    if not shared:
+        return
     columns = min(len(shared), 3)
     rows = math.ceil(len(shared) / columns)
     figure = Figure(figsize=(4.5 * columns, 3.5 * rows), layout="constrained")
@@ -134,12 +145,12 @@ def draw_curves(runs: dict[str, Curves], path: Path) -> None:
         axes.remove()
     for axes, name in zip(figure.axes, shared, strict=True):
         for i, (run, curves) in enumerate(runs.items()):
-            for prefix, style in (("val/", "-"), ("train/", ":")):
-                curve = curves.get(prefix + name.removeprefix("val/"))
+            for split, style in (("val", "-"), ("train", ":")):
+                curve = curves.get(split + name.removeprefix("val"))
                 if curve:
                     epochs = [epoch + 1 for epoch in curve]
-                    label = f"{run}, {prefix[:-1]}"
+                    label = f"{run}, {split}"
                     axes.plot(epochs, list(curve.values()), style, color=f"C{i}", label=label)
-        axes.set(title=name.removeprefix("val/"), xlabel="epoch")
+        axes.set(title=name[len("val/") :], xlabel="epoch")
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)

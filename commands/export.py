@@ -59,9 +59,9 @@ def export(path: Path, output: Path | None, quantize: str | None) -> None:
     """
     run = RunDirectory(path)
     output = output or path / "exported"
+    with only_warnings():
+        model, data = load_run(run)
     with new_folder(output) as folder:
-        with only_warnings():
-            model, data = load_run(run)
         if isinstance(model, SpeechRecognizer):
             described, program = export_recognizer(model, folder), "transcribe"
         elif isinstance(model, ImageClassifier) and isinstance(data, MedMNISTDataModule):

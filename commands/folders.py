@@ -1,6 +1,5 @@
 """What commands that write for other people share: new folders, no paths of this machine."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,20 +30,17 @@ def new_folder(output: Path) -> Iterator[Path]:
     """Provide a temporary folder that becomes the output when everything is in it.
 
     Raises:
-        UserError: if the output exists or cannot be written.
+        UserError: if the output exists.
     """
     refuse_existing(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-        try:
-            yield temporary
-            temporary.chmod(0o755)
-            temporary.rename(output)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error})") from error
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def shorten_paths(value: Any) -> Any:
@@ -62,12 +58,12 @@ def shorten_paths(value: Any) -> Any:
 
 def read_scores(run: RunDirectory, step: int) -> dict[str, float]:
     """Return the scores of a run's test; none if it was not of the checkpoint of ``step``."""
-    if not run.test_metrics.is_file():
+    tested = run.read_scores()
+    if tested is None:
         return {}
-    tested = json.loads(run.test_metrics.read_text(encoding="utf-8"))
-    if tested.get("step") != step:
+    if tested.step != step:
         make_console(stderr=True).print(
             f"{run.test_metrics} is not of best.ckpt: its scores are left out; test the run again"
         )
         return {}
-    return dict(tested["metrics"])
+    return tested.metrics

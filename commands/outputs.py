@@ -69,7 +69,7 @@ class OneFile:
         refuse_existing(path)
         self.path = path
         self.format = format
-        self.files = files
+        self.names = {file: identify(file) for file in files}  # before any of them changes
         self.named = named
         self.partial = path.with_name(f"{path.name}.partial")
         self.positions: dict[str, int] = {}  # of the lines of the partial file, by input
@@ -106,10 +106,10 @@ class OneFile:
         return position
 
     def has(self, file: Path) -> bool:
-        return identify(file) in self.positions
+        return self.names[file] in self.positions
 
     def write(self, file: Path, records: list[Record]) -> None:
-        name = identify(file)
+        name = self.names[file]
         self.positions[name] = self._append({"input": name, "records": records})
 
     def finish(self) -> None:
@@ -120,7 +120,7 @@ class OneFile:
     def _contents(self) -> Iterator[str]:
         is_first = True
         with self.partial.open("rb") as file:
-            for name in map(identify, self.files):
+            for name in self.names.values():
                 if name in self.positions:
                     file.seek(self.positions[name])
                     records = json.loads(file.readline())["records"]
@@ -134,10 +134,11 @@ class Folder:
     """Write the records of each input to a file of its own; files that exist are kept.
 
     A file is named after its input. If that is ambiguous, the input's suffix is part of the name.
-    The settings that determine the records are in the folder too: one with others is refused.
+    A note in the folder has the settings that determine the records, and the input of each file.
 
     Raises:
-        UserError: if two files would have one name, or another command wrote into the folder.
+        UserError: if two files would have one name, the folder was written with other settings, or
+            a file that exists is of another input.
     """
 
     def __init__(self, path: Path, format: str, files: Sequence[Path], settings: Record) -> None:
@@ -154,19 +155,32 @@ class Folder:
             file: path / f"{name}.{format}" for file, name in zip(files, names, strict=True)
         }
         path.mkdir(parents=True, exist_ok=True)
-        note, text = path / ".predictions.json", json.dumps(settings) + "\n"
-        if not note.exists():
-            write_whole(note, [text])
-        elif note.read_text(encoding="utf-8") != text:
+        self.note, text = path / ".predictions.json", json.dumps(settings)
+        if not self.note.exists():
+            write_whole(self.note, [text])
+        found, *lines = self.note.read_text(encoding="utf-8").splitlines()
+        if found != text:
             raise UserError(
                 f"{path} holds predictions of another run, checkpoint or option: give another "
                 "--output"
             )
+        entries = [json.loads(line) for line in lines if line.endswith("}")]  # not half written
+        inputs = {entry["output"]: entry["input"] for entry in entries}
+        self.names = {file: identify(file) for file in files}
+        for file, target in self.targets.items():
+            if target.exists() and inputs.get(target.name) != self.names[file]:
+                raise UserError(
+                    f"{target} exists, and is not of {file} as it is now: delete it, or give "
+                    "another --output"
+                )
 
     def has(self, file: Path) -> bool:
         return self.targets[file].exists()
 
     def write(self, file: Path, records: list[Record]) -> None:
+        entry = {"output": self.targets[file].name, "input": self.names[file]}
+        with self.note.open("a", encoding="utf-8") as note:  # before the file that it describes
+            note.write(f"\n{json.dumps(entry)}")
         parts = [render(self.format, record, named=len(records) > 1) for record in records]
         write_whole(self.targets[file], [header(self.format, records), *parts])
 

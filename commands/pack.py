@@ -1,6 +1,5 @@
 """``pack``: a run directory small enough to share, for prediction and for fine-tuning."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 from commands.folders import make_console, new_folder, read_scores, shorten_paths
 from commands.messages import only_warnings
 from commands.stages import load_run
-from engine import RunDirectory, find_weights, read_checkpoint
+from engine import RunDirectory, Scores, find_weights, read_checkpoint
 from errors import UserError
 
 KEPT = ("epoch", "global_step", "pytorch-lightning_version")
@@ -32,10 +31,10 @@ def pack(path: Path, output: Path) -> None:
         UserError: if the run was not trained or needs another one, or the output exists.
     """
     run = RunDirectory(path)
+    with only_warnings():
+        model, _ = load_run(run)
     with new_folder(output) as folder:
         packed = RunDirectory(folder)
-        with only_warnings():
-            model, _ = load_run(run)
         if getattr(getattr(model, "test_decoding", None), "language_model", None) is not None:
             raise UserError(
                 "pack: the language model of test_decoding is a run of its own: remove it from "
@@ -58,12 +57,8 @@ def pack(path: Path, output: Path) -> None:
         packed.checkpoints.mkdir()
         torch.save(kept, packed.checkpoints / "best.ckpt")
         if scores := read_scores(run, checkpoint["global_step"]):
-            record = {
-                "checkpoint": "checkpoints/best.ckpt",
-                "step": checkpoint["global_step"],
-                "metrics": scores,
-            }
-            packed.test_metrics.write_text(f"{json.dumps(record, indent=2)}\n", encoding="utf-8")
+            tested = Scores("checkpoints/best.ckpt", checkpoint["global_step"], scores)
+            packed.write_scores(tested)
         if (path / "README.md").is_file():
             shutil.copyfile(path / "README.md", folder / "README.md")
     size = (RunDirectory(output).checkpoints / "best.ckpt").stat().st_size / 1e6

@@ -58,8 +58,8 @@ def predict(
         ckpt_path: ``last``, ``best`` or a file; the best checkpoint by default.
 
     Raises:
-        UserError: if the run cannot be used, there are no files, the output exists or cannot be
-            written, or some files could not be predicted.
+        UserError: if the run cannot be used, there are no files, the output exists, or some files
+            could not be predicted.
     """
     checkpoint = find_checkpoint(path, ckpt_path)
     with only_warnings():
@@ -87,32 +87,27 @@ def predict(
     step = read_checkpoint(checkpoint)["global_step"]
     settings = {"checkpoint": str(checkpoint), "step": step, "channels": channels, "format": format}
     failed = 0
-    try:
-        target = choose_output(output, format, files, settings, each_channel=each)
-        todo = [file for file in files if not target.has(file)]
-        if len(todo) < len(files):
-            messages.print(f"{len(files) - len(todo)} of {len(files)} are done already: skipped")
-        with Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=messages,
-            transient=True,
-            disable=not messages.is_terminal,
-            redirect_stdout=sys.stdout.isatty(),  # what goes to a file or a pipe stays there
-        ) as progress:
-            for file, found in predictor.predict(todo, progress):
-                if isinstance(found, UserError):
-                    failed += 1
-                    messages.print(f"skipped: {found}")
-                else:
-                    target.write(file, found)
-        target.finish()
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # of the output: the predictors report their files
-        raise UserError(f"{output} cannot be written ({error.strerror or error})") from error
+    target = choose_output(output, format, files, settings, each_channel=each)
+    todo = [file for file in files if not target.has(file)]
+    if len(todo) < len(files):
+        messages.print(f"{len(files) - len(todo)} of {len(files)} are done already: skipped")
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+        transient=True,
+        disable=not messages.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # what goes to a file or a pipe stays there
+    ) as progress:
+        for file, found in predictor.predict(todo, progress):
+            if isinstance(found, UserError):
+                failed += 1
+                messages.print(f"skipped: {found}")
+            else:
+                target.write(file, found)
+    target.finish()
     if failed:
         raise UserError(f"{failed} of {len(files)} files could not be predicted")
 

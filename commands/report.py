@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,14 +108,14 @@ def read_test(run: RunDirectory) -> list[TestedClip]:
             scored.
     """
     path = run.path / "test_transcripts.csv"
-    for file in (run.test_metrics, path):
-        if not file.is_file():
-            raise UserError(f"{run.path} has no {file.name}: test a recognizer there first")
+    tested = run.read_scores()
+    if tested is None or not path.is_file():
+        file = path if tested else run.test_metrics
+        raise UserError(f"{run.path} has no {file.name}: test a recognizer there first")
     lines = path.read_text(encoding="utf-8").splitlines()
     clips = [TestedClip(*line.split("|")) for line in lines]
-    scores = json.loads(run.test_metrics.read_text(encoding="utf-8"))["metrics"]
     for name, metric in score(clips).items():
-        if abs(scores.get(f"test/{name}", metric) - metric) > EXACT * max(1.0, metric):
+        if abs(tested.metrics.get(f"test/{name}", metric) - metric) > EXACT * max(1.0, metric):
             raise UserError(
                 f"{path} does not have the {name} of {run.test_metrics}: test the run again"
             )
@@ -225,7 +224,8 @@ def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[d
     worst = [clip for clip in worst if clip.errors()]
     if not worst:
         return []
-    recorded = json.loads(run.test_metrics.read_text(encoding="utf-8"))["checkpoint"]
+    tested = run.read_scores()
+    recorded = tested and tested.checkpoint
     model, data = load_run(run, Path(recorded) if recorded and Path(recorded).is_file() else None)
     data.prepare_data()
     data.setup("test")

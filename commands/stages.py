@@ -138,7 +138,6 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=SaveFitConfig,
-        save_config_kwargs={"overwrite": True},
         seed_everything_default=42,
         load_from_checkpoint_support=False,
         trainer_defaults={

@@ -1,6 +1,5 @@
 """LightningCLI with run directories."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pytorch_lightning.cli import (
 )
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from commands.links import LINKS, find_filled
@@ -39,6 +39,7 @@ from engine import (
     RunCheckpoint,
     RunDirectory,
     RunStatistics,
+    Scores,
     choose_precision,
     describe,
     find_weights,
@@ -53,14 +54,17 @@ from lightning_modules.schedules import WarmupLinearDecay, count_steps
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Save the configuration of fit as ``config.yaml``; the other stages leave it alone."""
+    """Save the configuration of fit in the run directory, with any logger or none."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait: a run that refuses to resume keeps its configuration."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save when training starts."""
-        super().setup(trainer, pl_module, "fit")
+        if trainer.is_global_zero:
+            path = RunDirectory(Path(trainer.default_root_dir)).config
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
 
 
 class SuiteCLI(LightningCLI):
@@ -267,6 +271,11 @@ class SuiteCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predict; see `_run`."""
+        hooks = ("on_predict_batch_end", "on_predict_epoch_end", "on_predict_end")
+        chosen = self.config_init[self.subcommand].trainer.callbacks or []
+        writers = [self.model, *(chosen if isinstance(chosen, list) else [chosen])]
+        if not any(is_overridden(hook, writer) for hook in hooks for writer in writers):
+            rank_zero_info("Nothing in trainer.callbacks writes the predictions: they will be lost")
         self._run(self.trainer.predict, kwargs)
 
     def _run(self, stage: Callable[..., Any], kwargs: dict[str, Any]) -> None:
@@ -314,9 +323,7 @@ class SuiteCLI(LightningCLI):
         if self.trainer.is_global_zero:
             metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
             checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-            record = {"checkpoint": checkpoint, "step": self.resume_step, "metrics": metrics}
-            self.run.path.mkdir(parents=True, exist_ok=True)
-            self.run.test_metrics.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            self.run.write_scores(Scores(checkpoint, self.resume_step, metrics))
 
 
 def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:

@@ -81,6 +81,11 @@ def lock(path: Path, *, wait: bool) -> IO[str]:
     return file
 
 
+def as_argument(value: Any) -> str:
+    """Return a value of a YAML as the command line writes it: ``null`` for None."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 class Sweep:
     """A sweep, as seen by one of the processes that share it.
 
@@ -114,7 +119,8 @@ class Sweep:
         """Return the arguments of fit and test for these values."""
         configs = [f"--config={config}" for config in self.yaml.configs]
         fixed, chosen = (
-            [f"--{k}={v}" for k, v in part.items()] for part in (self.yaml.set, values)
+            [f"--{key}={as_argument(value)}" for key, value in part.items()]
+            for part in (self.yaml.set, values)
         )
         return [*configs, *fixed, *self.others, *chosen]
 
@@ -290,8 +296,9 @@ class Sweep:
                 curves[path.name] = curve
         headings = [key.rpartition(".")[2] for key in self.yaml.search]
         headings += [f"{self.monitor}, best", f"{self.monitor}, last", "train/loss, last"]
-        test = json.loads(winner.test_metrics.read_text(encoding="utf-8"))["metrics"]
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(test.items()))
+        tested = winner.read_scores()
+        assert tested
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(tested.metrics.items()))
         note = f"Winner by validation: {winner.path.name}: {scores}"
         write_table([*headings, "seconds", "state"], rows, self.folder / "sweep.md", note)
         draw_curves(curves, self.folder / "curves.png")

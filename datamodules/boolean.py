@@ -82,7 +82,7 @@ class BooleanDataModule(SplitDataModule[BooleanDataset]):
                 f"dimension {dimension} has 2^{dimension} inputs, too many to list: set sample to "
                 f"a number of inputs to draw, or take at most {ENUMERABLE} dimensions"
             )
-        for name, value in (("batch_size", batch_size), ("sample", sample)):
+        for name, value in (("batch_size", batch_size), ("sample", sample), ("copies", copies)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} is less than 1")
         self.dimension = dimension

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.octmnist import OCTMNISTDataModule
+from errors import UserError
 
 CORPUS_SEED = 0  # the seed of training does not change the images
 
@@ -29,9 +30,20 @@ class DemoOCTDataModule(OCTMNISTDataModule):
         self.images = images
 
     def prepare_data(self) -> None:
-        """Generate the file if it does not exist."""
+        """Generate the file if it does not exist.
+
+        Raises:
+            UserError: if it exists with another number of images.
+        """
         if not self.path.exists():
             write_file(self.path, self.images, self.size)
+        with np.load(self.path) as arrays:
+            found = len(arrays["train_labels"])
+        if found != self.images:
+            raise UserError(
+                f"{self.path} has {found:,} training images instead of {self.images:,}: delete it, "
+                "or name another file with --data.init_args.file"
+            )
 
 
 def write_file(path: Path, images: int, size: int) -> None:

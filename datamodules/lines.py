@@ -22,7 +22,7 @@ def read_lines(path: Path, expected: str) -> Iterator[str]:
         UserError: if the file is missing, is not UTF-8, or has a line longer than `LONGEST_LINE`.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
             number = blank = 0
             while line := file.readline(LONGEST_LINE + 1):
                 number += 1

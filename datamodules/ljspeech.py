@@ -41,7 +41,8 @@ class LJSpeechDataModule(SpeechDataModule):
 
     def read_transcripts(self) -> list[Transcript]:
         folder = self.root / "wavs"
-        others = {p.stem: p for p in folder.glob("*") if p.suffix in AUDIO_SUFFIXES[1:]}
+        files = (p for p in folder.glob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+        others = {p.stem: p for p in files if p.suffix != ".wav"}
         return [
             Transcript(id, others.get(id, folder / f"{id}.wav"), text, source)
             for id, text, source in read_metadata(self.root / "metadata.csv")
@@ -67,8 +68,8 @@ class LJSpeechDataModule(SpeechDataModule):
             except UserError as error:
                 raise UserError(
                     f"{error}. {self.root} does not exist: put the archive at {archive} by hand, "
-                    "name another folder with --data.init_args.root, or add "
-                    "--config configs/demo/speech.yaml to train on generated speech"
+                    "set the data module's root to another folder, or train a recognizer on "
+                    "generated speech with --config configs/demo/speech.yaml"
                 ) from error
         else:
             check_digest(archive, f"sha256:{self.sha256}")

@@ -10,16 +10,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine import EpochSampler
+from errors import UserError
 
 
 def count_batches(size: int, batch_size: int, world_size: int) -> int:
     """Return the number of batches per process: as few as ``batch_size`` allows, none empty.
 
     Raises:
-        ValueError: if there are fewer examples than processes.
+        UserError: if there are fewer examples than processes.
     """
     if size < world_size:
-        raise ValueError(f"{size} examples are too few for {world_size} processes")
+        raise UserError(
+            f"{size} examples are too few for {world_size} processes: use fewer devices"
+        )
     return min(math.ceil(size / (batch_size * world_size)), size // world_size)
 
 
@@ -52,7 +55,7 @@ class LengthBucketBatchSampler(EpochSampler):
         sizes: number of clips in each batch over all processes, before the batches are shuffled.
 
     Raises:
-        ValueError: if there are fewer clips than processes.
+        UserError: if there are fewer clips than processes.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ def cut_by_length(
         world_size: number of processes; each gets at least one clip of each batch.
 
     Raises:
-        ValueError: if there are fewer clips than processes.
+        UserError: if there are fewer clips than processes.
     """
     count_batches(len(lengths), batch_size, world_size)  # raises if there are too few clips
     sizes = []
@@ -166,7 +169,7 @@ class ShuffledBatchSampler(EpochSampler):
         world_size: number of processes.
 
     Raises:
-        ValueError: if there are fewer examples than processes.
+        UserError: if there are fewer examples than processes.
     """
 
     def __init__(

@@ -276,6 +276,13 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
 
     def _files_to_predict(self) -> list[Clip]:
         files = find_recordings(self.predict_paths, "predict_paths")
+        seen: dict[str, Path] = {}
+        for file in files:
+            if seen.setdefault(file.stem, file) != file:
+                raise UserError(
+                    f"{seen[file.stem]} and {file} would both be {file.stem} in predictions.csv: "
+                    "use predict RUN PATH, which writes their paths"
+                )
         return [
             inspect_clip(file.stem, file, self.sample_rate, channel=self.channel) for file in files
         ]
@@ -325,9 +332,16 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
     def loader_options(self) -> dict[str, Any]:
         workers = self.num_workers
         if workers is None:
-            workers = min(8, os.cpu_count() or 1) if self._is_on_gpu() else 0
+            workers = min(8, count_cores()) if self._is_on_gpu() else 0
         return {
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": self._is_on_gpu(),
         }
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use: fewer than the machine's in a job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS

@@ -14,7 +14,7 @@ from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings
 from engine.precision import choose_precision
 from engine.reproducibility import Reproducibility
-from engine.run_directory import RunDirectory, read_checkpoint
+from engine.run_directory import RunDirectory, Scores, read_checkpoint
 from engine.run_statistics import RunStatistics
 from engine.signals import GracefulShutdown, Interrupted
 from engine.training import NonFiniteLossError, TrainingModule, describe
@@ -32,6 +32,7 @@ __all__ = [
     "RunCheckpoint",
     "RunDirectory",
     "RunStatistics",
+    "Scores",
     "TrainingModule",
     "choose_precision",
     "describe",

@@ -79,7 +79,7 @@ class OptimizerSettings(Callback):
                 if kind == "schedule" or key == "class":
                     raise UserError(describe(kind, key, old.get(key), new.get(key)))
                 if key == "lr":
-                    change_rate(trainer, int(number), old["lr"], new["lr"])
+                    change_rate(trainer, groups[int(number)], old["lr"], new["lr"])
                 else:
                     groups[int(number)][key] = new[key]
                 rank_zero_info(f"{key} of the optimizer was {old[key]} and is {new[key]} now")
@@ -105,18 +105,17 @@ def describe(kind: str, key: str, old: Any, new: Any) -> str:
     )
 
 
-def change_rate(trainer: Trainer, number: int, old: float, new: float) -> None:
+def change_rate(trainer: Trainer, group: Settings, old: float, new: float) -> None:
     """Change the learning rate of a parameter group and the base rate of its schedule."""
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    group = groups[number]
     group["lr"] = group["lr"] * new / old if old else new
     if "initial_lr" in group:
         group["initial_lr"] = new
     for config in trainer.lr_scheduler_configs:
         scheduler = config.scheduler
-        if hasattr(scheduler, "base_lrs"):
-            scheduler.base_lrs[number] = new
-            scheduler._last_lr[number] = group["lr"]  # noqa: SLF001
+        for i, scheduled in enumerate(scheduler.optimizer.param_groups):
+            if scheduled is group and hasattr(scheduler, "base_lrs"):
+                scheduler.base_lrs[i] = new
+                scheduler._last_lr[i] = group["lr"]  # noqa: SLF001
 
 
 def plain(settings: dict[str, Any]) -> Settings:

@@ -1,12 +1,28 @@
 """Where a run keeps its files: one folder per experiment."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from errors import UserError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Result of a test.
+
+    Attributes:
+        checkpoint: file that was tested; None for a model that is constructed, not trained.
+        step: number of optimizer steps after which it was saved.
+        metrics: values by name.
+    """
+
+    checkpoint: str | None
+    step: int
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,18 @@ class RunDirectory:
     def test_metrics(self) -> Path:
         """Scores of the latest test."""
         return self.path / "test_metrics.json"
+
+    def write_scores(self, scores: Scores) -> None:
+        """Write ``test_metrics.json``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(scores), indent=2)
+        self.test_metrics.write_text(f"{text}\n", encoding="utf-8")
+
+    def read_scores(self) -> Scores | None:
+        """Return the scores of the latest test; None if there was none."""
+        if not self.test_metrics.is_file():
+            return None
+        return Scores(**json.loads(self.test_metrics.read_text(encoding="utf-8")))
 
     def holds_run(self) -> bool:
         """Return whether anything was trained here."""

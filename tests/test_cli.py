@@ -102,6 +102,15 @@ def test_the_recognizer_learns_and_test_scores_the_best_checkpoint(
     assert sum(a == b for _, a, b in (line.split("|") for line in lines)) >= 8
 
 
+def test_the_configuration_is_saved_whatever_the_logger(
+    small: list[str], run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir", tmp_path / "logs"]
+    run = run_cli("fit", *small, "--trainer.max_epochs=1", *logger)
+    assert list((tmp_path / "logs").rglob("metrics.csv"))
+    run_cli("test", "--config", run / "config.yaml")
+
+
 def test_the_learning_rate_follows_the_steps_of_the_whole_training_over_a_resume(
     small: list[str], run_cli: Callable[..., Path]
 ) -> None:
@@ -116,7 +125,11 @@ def test_the_learning_rate_follows_the_steps_of_the_whole_training_over_a_resume
 
 
 def test_predict_transcribes_files_without_a_corpus(
-    small: list[str], run_cli: Callable[..., Path], tmp_path: Path, tones: Path
+    small: list[str],
+    run_cli: Callable[..., Path],
+    fail_cli: Callable[..., str],
+    tmp_path: Path,
+    tones: Path,
 ) -> None:
     run_cli("fit", *small)
     folder = tmp_path / "recordings" / "deeper"
@@ -132,6 +145,9 @@ def test_predict_transcribes_files_without_a_corpus(
     assert all(
         set(line.split("|")[1]) <= set(LETTERS) | set(",.?-#ijklmnopqrstuvwxyz") for line in lines
     )
+    (tmp_path / "recordings" / "b.flac").write_bytes((folder / "b.wav").read_bytes())
+    message = fail_cli("predict", *small, "--data.init_args.predict_paths", paths)
+    assert "would both be b in predictions.csv" in message
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from datamodules.demo_oct import write_file
 from tests.conftest import ROOT, SAMPLE_RATE, speak_tones
 from tests.test_docs import commands_in
 
@@ -55,7 +54,8 @@ def copy(tmp_path: Path) -> Path:
         text = "abcdefgh"[: 2 + i % 6]
         soundfile.write(pairs / f"{i:02d}.wav", speak_tones(text), SAMPLE_RATE)
         (pairs / f"{i:02d}.txt").write_text(f"{text}\n")
-    write_file(root / "data" / "demo_oct.npz", 200, 28)
+    overlay = root / "configs" / "demo" / "oct.yaml"
+    overlay.write_text(overlay.read_text().replace("images: 4000", "images: 200"))
     return root
 
 

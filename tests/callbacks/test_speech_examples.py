@@ -36,6 +36,7 @@ def test_tensorboard_has_figures_and_texts_of_each_epoch_and_the_audio_once(
     monkeypatch.setattr(speech_examples, "inspect_batch", check)
     show = "{class_path: callbacks.SpeechExamples, init_args: {clips: 2}}"
     settings = ["--trainer.max_epochs=3", "--trainer.precision=32-true"]
+    settings += ["--trainer.callbacks+=callbacks.ExponentialWeightAverage"]
     run = run_cli("fit", *small, *settings, "--trainer.callbacks+", show)
     events = EventAccumulator(str(run), size_guidance={"images": 0, "audio": 0, "tensors": 0})
     events.Reload()

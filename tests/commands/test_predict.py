@@ -246,6 +246,20 @@ def test_an_interrupted_command_continues(
     first, _, last = (f"{json.loads(line)['text']}\n" for line in whole.splitlines())
     assert texts == [first, "corrected by hand\n", last]
     assert "holds predictions of another run" in fail(*command[:-1], folder)
+    with (folder / ".predictions.json").open("a") as note:
+        note.write('\n{"output": "half a li')
+    (folder / "2.txt").unlink()
+    predict(run, recordings, "--output", folder)
+    predict(run, recordings, "--output", folder)
+    assert [(folder / f"{i}.txt").read_text() for i in range(3)] == texts
+    other = tmp_path / "other day" / "0.wav"
+    other.parent.mkdir()
+    soundfile.write(other, speak_tones("abc"), SAMPLE_RATE)
+    message = fail(run, other, "--output", folder)
+    assert f"0.txt exists, and is not of {other} as it is now" in message
+    (folder / "mine.txt").write_text("my own notes\n")
+    other = other.rename(other.with_stem("mine"))
+    assert "mine.txt exists" in fail(run, other, "--output", folder)
 
 
 def test_equal_names_do_not_overwrite_each_other(
@@ -281,7 +295,7 @@ def test_unusable_runs_and_paths_are_refused(
     assert "[b]one[final].wav lasts 0.000 s" in capsys.readouterr().err
     assert not list(tmp_path.glob("out.txt*"))
     output.touch()
-    assert "cannot be written" in fail(run, recordings, "--output", output / "out.txt")
+    assert "cannot be used" in fail(run, recordings, "--output", output / "out.txt")
     assert "--ckpt_path none" in fail(run, recordings, "--ckpt_path", "none")
     assert "nine.ckpt does not exist" in fail(run, recordings, "--ckpt_path", "nine.ckpt")
     fitted = str(tmp_path / "runs")

@@ -76,7 +76,7 @@ def test_what_cannot_be_reported_is_named(tested: Path, tmp_path: Path) -> None:
         cli.main(["report", str(tmp_path / "nowhere")])
     other = tmp_path / "other"
     other.mkdir()
-    (other / "test_metrics.json").write_text('{"metrics": {}}')
+    (other / "test_metrics.json").write_text('{"checkpoint": null, "step": 0, "metrics": {}}')
     (other / "test_transcripts.csv").write_text("a|b|c\n")
     with pytest.raises(SystemExit, match=r"error: .* were tested on different clips or references"):
         cli.main(["report", str(tested), str(other)])

@@ -171,6 +171,13 @@ def test_every_sweep_of_the_suite_searches_keys_that_exist(
     assert sweep.folder == Path("runs") / path.stem
 
 
+def test_null_can_be_searched(retinas: Path, tmp_path: Path) -> None:
+    search = {"trainer.gradient_clip_val": [None, 1.0], "trainer.max_time": [None]}
+    write_sweep(tmp_path, retinas, [], search=search)
+    sweep = Sweep(tmp_path / "rates.yaml", [])
+    assert sweep.arguments({"trainer.max_time": None})[-1] == "--trainer.max_time=null"
+
+
 def test_draws_depend_on_the_run_and_not_on_the_process(
     retinas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,9 +140,18 @@ def test_ends_of_lines_and_of_the_file_do_not_matter(own_tones: Path) -> None:
     expected = read_metadata(metadata)
     metadata.write_bytes(metadata.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\r\n")
     assert read_metadata(metadata) == expected
+    metadata.write_bytes(b"\xef\xbb\xbf" + metadata.read_bytes())  # a byte order mark
+    assert read_metadata(metadata) == expected
     metadata.write_bytes(b"\n" + metadata.read_bytes())
     with pytest.raises(UserError, match=r"metadata\.csv line 1 has 1 field"):
         read_metadata(metadata)
+
+
+def test_the_case_of_a_suffix_does_not_matter(own_tones: Path) -> None:
+    clip = own_tones / "wavs" / "T-000.wav"
+    clip.rename(clip.with_suffix(".WAV"))
+    transcripts = LJSpeechDataModule(root=str(own_tones)).read_transcripts()
+    assert transcripts[0].path == clip.with_suffix(".WAV")
 
 
 def test_a_clip_that_changes_during_the_run_is_named(own_tones: Path) -> None:

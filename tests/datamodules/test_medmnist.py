@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from datamodules import MedMNISTDataModule, OCTMNISTDataModule
-from datamodules.demo_oct import write_file
+from datamodules.demo_oct import DemoOCTDataModule, write_file
 from datamodules.medmnist import class_weights
 from datamodules.sampling import ShuffledBatchSampler
 from errors import UserError
@@ -79,6 +79,12 @@ def test_the_courses_test_set_is_the_first_images_of_each_class(file: Path) -> N
 def test_generated_images_are_the_same_every_time(file: Path, tmp_path: Path) -> None:
     write_file(tmp_path / "again.npz", 100, 28)
     assert (tmp_path / "again.npz").read_bytes() == file.read_bytes()
+
+
+def test_generated_images_of_another_number_are_refused(file: Path) -> None:
+    DemoOCTDataModule(str(file), images=100).prepare_data()
+    with pytest.raises(UserError, match=r"has 100 training images instead of 4,000: delete it"):
+        DemoOCTDataModule(str(file)).prepare_data()
 
 
 def test_balanced_sampling_draws_all_classes_equally() -> None:

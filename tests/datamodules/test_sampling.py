@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from datamodules.sampling import LengthBucketBatchSampler, ShuffledBatchSampler
+from errors import UserError
 from tests.conftest import REAL_DATA
 
 
@@ -60,7 +61,7 @@ def test_padding_is_measured_on_the_batches() -> None:
 
 
 def test_too_few_clips_for_the_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 examples are too few for 3 processes"):
+    with pytest.raises(UserError, match="2 examples are too few for 3 processes"):
         LengthBucketBatchSampler([1, 1], 1, world_size=3)
 
 

@@ -2,11 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
 
 import cli
+from engine import OptimizerSettings
 from tests.engine.experiments import (
     QUIET,
     arguments,
@@ -94,6 +100,33 @@ def test_the_command_lines_optimizer_wins_over_the_checkpoints(
     assert found == pytest.approx(rates[:3] + [rate / 2 for rate in rates[3:]])
     group = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert group["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.1
+
+
+def test_a_new_rate_goes_to_the_schedule_of_its_own_optimizer() -> None:
+    def make(*rates: float) -> Any:
+        optimizers = [SGD([torch.nn.Parameter(torch.zeros(1))], rate) for rate in rates]
+        schedules = [StepLR(optimizer, 1, gamma=0.5) for optimizer in optimizers]
+        configs = [SimpleNamespace(scheduler=schedule) for schedule in schedules]
+        return SimpleNamespace(optimizers=optimizers, lr_scheduler_configs=configs)
+
+    for rates in ((0.3, 0.2), (0.1, 0.3)):
+        trained, module, settings = make(0.1, 0.2), LightningModule(), OptimizerSettings()
+        settings.on_fit_start(trained, module)
+        before = settings.state_dict()
+        trainer = make(*rates)
+        settings.on_fit_start(trainer, module)
+        for now, then in zip(trainer.optimizers, trained.optimizers, strict=True):
+            now.load_state_dict(then.state_dict())
+        for now, then in zip(
+            trainer.lr_scheduler_configs, trained.lr_scheduler_configs, strict=True
+        ):
+            now.scheduler.load_state_dict(then.scheduler.state_dict())
+        settings.load_state_dict(before)
+        settings.on_train_start(trainer, module)
+        for config, rate in zip(trainer.lr_scheduler_configs, rates, strict=True):
+            config.scheduler.optimizer.step()
+            config.scheduler.step()
+            assert config.scheduler.get_last_lr() == pytest.approx([rate / 2])
 
 
 def test_a_schedule_by_a_metric_steps_at_the_end_of_a_resumed_epoch_too(
