@@ -1,5 +1,6 @@
 """Spectrograms, alignments and transcripts of a few clips in TensorBoard."""
 
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -79,20 +80,20 @@ class SpeechExamples(Callback):
             add_picture(writer, f"{clip}/alignment", view.image(), step)
 
 
+@dataclass(frozen=True)
 class View:
     """One clip and its prediction.
 
-    Args:
+    Attributes:
         spectrogram: (bands, frames).
         alignment: (tokens, positions), rows sum to 1.
         text: predicted text, one character per row of the alignment; the last row predicts the
             stop token.
     """
 
-    def __init__(self, spectrogram: Tensor, alignment: Tensor, text: str) -> None:
-        self.spectrogram = spectrogram
-        self.alignment = alignment
-        self.text = text
+    spectrogram: Tensor
+    alignment: Tensor
+    text: str
 
     def image(self) -> Image.Image:
         """Draw the spectrogram above the alignment, over the same time.

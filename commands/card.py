@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from commands.folders import make_console, read_scores, refuse_existing, shorten_paths
-from commands.messages import only_warnings
 from commands.stages import load_run
 from engine import RunDirectory, find_weights, read_checkpoint, read_rows
 from errors import UserError
@@ -81,8 +80,7 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
     refuse_existing(output)
     if notes is not None and not notes.is_file():
         raise UserError(f"--notes {notes} does not exist")
-    with only_warnings():
-        model, _ = load_run(run)
+    model, _ = load_run(run)
     config = shorten_paths(yaml.safe_load(run.config.read_text(encoding="utf-8")))
     checkpoint = read_checkpoint(find_weights(str(path)))
     task = TASKS.get(type(model).__name__, OTHER)

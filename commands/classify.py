@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from commands.inputs.image_file import IMAGE_SUFFIXES, read_images
 from commands.outputs import as_user_error
-from datamodules.image_file import IMAGE_SUFFIXES, read_images
 from datamodules.medmnist import ImageBatch, MedMNISTDataModule
 from errors import UserError
 from lightning_modules import ImageClassifier

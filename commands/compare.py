@@ -1,18 +1,14 @@
 """``compare``: runs side by side, as a table and curves, read from their run directories alone."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from commands.folders import make_console
-from engine import RunDirectory, read_checkpoint, read_rows
+from commands.tables import Curves, draw_curves, read_curves, write_table
+from engine import RunDirectory, read_checkpoint
 from errors import UserError
-
-Curves = dict[str, dict[int, float]]
 
 
 @dataclass(frozen=True)
@@ -78,15 +74,6 @@ def read_run(path: Path) -> Run:
     return Run(path.name, curves, int(parameters), best_epoch, tested.metrics)
 
 
-def read_curves(path: Path) -> Curves:
-    """Read ``metrics.csv``: metric → epoch → last value of the epoch."""
-    curves: Curves = {}
-    for row in read_rows(path):
-        for name in row.keys() - {"epoch", "step"}:
-            curves.setdefault(name, {})[int(row.get("epoch", 0))] = float(row[name])
-    return curves
-
-
 def compare(paths: list[Path], output: Path) -> None:
     """Compare runs on the terminal, in ``comparison.md`` and in ``curves.png``.
 
@@ -94,8 +81,10 @@ def compare(paths: list[Path], output: Path) -> None:
         UserError: if a run is missing or unfinished, or the runs are of different tasks.
     """
     runs = [read_run(path) for path in paths]
+    first = set(runs[0].test) - {"test/loss"}
     for path, run in zip(paths, runs, strict=True):
-        if not set(run.test) & set(runs[0].test) - {"test/loss"}:
+        metrics = set(run.test) - {"test/loss"}
+        if metrics != first and not metrics & first:
             raise UserError(
                 f"{path} and {paths[0]} are of different tasks: they share no test metric but the "
                 "loss"
@@ -109,48 +98,3 @@ def compare(paths: list[Path], output: Path) -> None:
     write_table(["", *names], rows, output / "comparison.md")
     draw_curves({run.name: run.curves for run in runs}, output / "curves.png")
     make_console().print(f"written to {output}")
-
-
-def write_table(headings: list[str], rows: list[list[str]], path: Path, note: str = "") -> None:
-    """Print a table with a note below it, and write both as Markdown."""
-    table = Table(*headings)
-    for cells in rows:
-        table.add_row(*cells)
-    Console().print(table, note)
-    lines = [headings, ["---"] + ["---:"] * len(headings[1:]), *rows]
-    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-    path.write_text(f"{text}\n{note}\n" if note else text, encoding="utf-8")
-
-
-def draw_curves(runs: dict[str, Curves], path: Path) -> None:
-    """Draw one panel per validation metric that all runs have, with the training curve if any.
-
-    Names are ``val/loss`` or, as in other people's modules, ``val_loss``. Without any, there is
-    nothing to draw, and no file.
-    """
-    from matplotlib.figure import Figure
-
-    shared = [
-        name
-        for name in next(iter(runs.values()))
-        if name.startswith(("val/", "val_")) and all(name in curves for curves in runs.values())
-    ]
-    if not shared:
-        return
-    columns = min(len(shared), 3)
-    rows = math.ceil(len(shared) / columns)
-    figure = Figure(figsize=(4.5 * columns, 3.5 * rows), layout="constrained")
-    figure.subplots(rows, columns, squeeze=False)
-    for axes in figure.axes[len(shared) :]:
-        axes.remove()
-    for axes, name in zip(figure.axes, shared, strict=True):
-        for i, (run, curves) in enumerate(runs.items()):
-            for split, style in (("val", "-"), ("train", ":")):
-                curve = curves.get(split + name.removeprefix("val"))
-                if curve:
-                    epochs = [epoch + 1 for epoch in curve]
-                    label = f"{run}, {split}"
-                    axes.plot(epochs, list(curve.values()), style, color=f"C{i}", label=label)
-        axes.set(title=name[len("val/") :], xlabel="epoch")
-        axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120)

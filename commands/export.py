@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from commands.folders import make_console, new_folder, read_scores
-from commands.messages import only_warnings
 from commands.stages import load_run
 from datamodules.medmnist import MedMNISTDataModule
 from engine import RunDirectory, find_weights, read_checkpoint
@@ -59,8 +58,7 @@ def export(path: Path, output: Path | None, quantize: str | None) -> None:
     """
     run = RunDirectory(path)
     output = output or path / "exported"
-    with only_warnings():
-        model, data = load_run(run)
+    model, data = load_run(run)
     with new_folder(output) as folder:
         if isinstance(model, SpeechRecognizer):
             described, program = export_recognizer(model, folder), "transcribe"

@@ -127,11 +127,11 @@ def cues(record: Record) -> Iterator[tuple[float, float, str]]:
             text = " ".join(w["word"] for w in [*group, word])
             is_long = len(textwrap.wrap(text, LINE_CHARACTERS)) > 2
             if group and (is_long or word["end"] - group[0]["start"] > CUE_SECONDS):
-                yield describe(group)
+                yield as_cue(group)
                 group = []
             group.append(word)
         if group:
-            yield describe(group)
+            yield as_cue(group)
 
 
 def spread(segment: Record) -> list[Record]:
@@ -147,6 +147,6 @@ def spread(segment: Record) -> list[Record]:
     ]
 
 
-def describe(words: list[Record]) -> tuple[float, float, str]:
+def as_cue(words: list[Record]) -> tuple[float, float, str]:
     """Return the start, the end and the text of words."""
     return words[0]["start"], words[-1]["end"], " ".join(word["word"] for word in words)

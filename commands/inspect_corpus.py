@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 from rich.progress import track
 
-from commands.compare import write_table
 from commands.messages import shorten
+from commands.tables import write_table
 from datamodules.clips import Clip, read_clip
 from datamodules.speech import SPLITS, SpeechDataModule
 from errors import UserError
@@ -79,7 +79,7 @@ def inspect_corpus(configs: Sequence[Path], others: Sequence[str], output: Path)
                     data.unreadable.add(clip.name)
     if not recordings:
         raise UserError(f"{data.root} has no clip with a known character: check the alphabet")
-    columns = {split: describe(found, data) for split, found in recordings.items()}
+    columns = {split: summarize_split(found, data) for split, found in recordings.items()}
     headings = list(next(iter(columns.values())))
     rows = [[name, *(column[name] for column in columns.values())] for name in headings]
     output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def measure(clip: Clip, data: SpeechDataModule) -> Recording:
     )
 
 
-def describe(found: list[Recording], data: SpeechDataModule) -> dict[str, str]:
+def summarize_split(found: list[Recording], data: SpeechDataModule) -> dict[str, str]:
     """Return a column of the table: heading → cell."""
     seconds = np.array([recording.seconds for recording in found] or [0.0])
     texts = [recording.clip.text for recording in found]

@@ -8,7 +8,6 @@ import torch
 import yaml
 
 from commands.folders import make_console, new_folder, read_scores, shorten_paths
-from commands.messages import only_warnings
 from commands.stages import load_run
 from engine import RunDirectory, Scores, find_weights, read_checkpoint
 from errors import UserError
@@ -31,8 +30,7 @@ def pack(path: Path, output: Path) -> None:
         UserError: if the run was not trained or needs another one, or the output exists.
     """
     run = RunDirectory(path)
-    with only_warnings():
-        model, _ = load_run(run)
+    model, _ = load_run(run)
     with new_folder(output) as folder:
         packed = RunDirectory(folder)
         if getattr(getattr(model, "test_decoding", None), "language_model", None) is not None:

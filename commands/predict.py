@@ -10,7 +10,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from commands.classify import ImagePredictor
 from commands.folders import make_console
-from commands.messages import only_warnings
 from commands.outputs import as_user_error, choose_format, choose_output
 from commands.stages import load_run
 from commands.transcribe import Transcriber
@@ -62,8 +61,7 @@ def predict(
             could not be predicted.
     """
     checkpoint = find_checkpoint(path, ckpt_path)
-    with only_warnings():
-        model, data = load_run(RunDirectory(path), checkpoint)
+    model, data = load_run(RunDirectory(path), checkpoint)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     messages = make_console(stderr=True)
     each = channels == "each"

@@ -19,14 +19,13 @@ from rich.progress import Progress
 from callbacks.speech_examples import inspect_batch
 from commands.classify import ImagePredictor
 from commands.folders import make_console
-from commands.messages import only_warnings
+from commands.inputs.audio_file import open_audio
+from commands.inputs.image_file import read_images
+from commands.inputs.speech_activity import Span, cut, load_detector
 from commands.stages import load_run
 from commands.transcribe import Transcriber
-from datamodules.audio_file import open_audio
-from datamodules.image_file import read_images
 from datamodules.medmnist import MedMNISTDataModule
 from datamodules.speech import SpeechDataModule
-from datamodules.speech_activity import Span, cut, load_detector
 from datamodules.speech_dataset import SpeechBatch
 from engine import RunDirectory
 from errors import UserError
@@ -219,8 +218,7 @@ def load_runs(
     readers: list[ImageReader] = []
     examples: list[str] = []
     for path in paths:
-        with only_warnings():
-            model, data = load_run(RunDirectory(path))
+        model, data = load_run(RunDirectory(path))
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         name = path.resolve().name
         if isinstance(model, SpeechRecognizer):

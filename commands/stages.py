@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 
-from commands.messages import quieten
+from commands.messages import only_warnings, quieten
 from commands.suite_cli import SaveFitConfig, SuiteCLI
 from engine import (
     RunDirectory,
@@ -102,7 +102,8 @@ def load_run(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, An
     where = [f"--trainer.{setting}" for setting in ON_CPU]
     where += [f"--trainer.default_root_dir={home.parent}", f"--experiment={home.name}"]
     where += [f"--ckpt_path={path.absolute()}"]
-    built = start(["test", f"--config={run.config}", *where], BuildingCLI)
+    with only_warnings():
+        built = start(["test", f"--config={run.config}", *where], BuildingCLI)
     model, state = built.model, read_checkpoint(path)
     model.trainer = built.trainer
     model.on_load_checkpoint(state)

@@ -22,9 +22,9 @@ import jsonargparse
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from commands.compare import draw_curves, read_curves, write_table
 from commands.messages import shorten
 from commands.stages import parse
+from commands.tables import draw_curves, read_curves, write_table
 from engine import RunDirectory
 from errors import UserError
 

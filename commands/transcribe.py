@@ -14,11 +14,11 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from commands.inputs.audio_file import MEDIA_SUFFIXES, SHORTEST, AudioFile, open_audio
+from commands.inputs.speech_activity import DETECTOR_RATE, Span, cut, find_speech
 from commands.outputs import as_user_error
-from datamodules.audio_file import MEDIA_SUFFIXES, SHORTEST, AudioFile, open_audio
 from datamodules.clips import AUDIO_SUFFIXES
 from datamodules.sampling import cut_by_length
-from datamodules.speech_activity import DETECTOR_RATE, Span, cut, find_speech
 from errors import UserError
 from lightning_modules import SpeechRecognizer
 from lightning_modules.words import Word
@@ -128,11 +128,11 @@ class Transcriber:
         progress.update(bar, total=sum(recording.seconds for recording in recordings))
         before = 0.0
         for recording in recordings:
-            progress.update(bar, description=recording.path.name)
-            show = partial(show_progress, progress, bar, before, recording.seconds)
+            progress.update(bar, description=recording.path.name, completed=before)
+            advance = partial(progress.advance, bar)
             try:
                 if recording.path in files:
-                    for piece in self._cut(recording, files[recording.path], show):
+                    for piece in self._cut(recording, files[recording.path], advance):
                         recording.waiting += 1
                         yield piece
             except (UserError, OSError) as error:
@@ -142,13 +142,13 @@ class Transcriber:
             yield None
 
     def _cut(
-        self, recording: Recording, file: AudioFile, show: Callable[[float], None]
+        self, recording: Recording, file: AudioFile, advance: Callable[[float], None]
     ) -> Iterator[Piece]:
-        """Yield the pieces of a recording, and show the fraction that is read."""
+        """Yield the pieces of a recording; advance the progress by its seconds."""
         channels = range(file.channels) if self.each_channel else (None,)
         passes = 2 * len(channels)  # to find the speech, and to read it
-        for i, channel in enumerate(channels):
-            blocks = self._listen(file, channel, partial(show_pass, show, 2 * i, passes))
+        for channel in channels:
+            blocks = self._listen(file, channel, lambda seconds: advance(seconds / passes))
             spans, seconds = find_speech(blocks, self.model.longest_clip)
             if seconds < SHORTEST:
                 raise UserError(f"{file.path} lasts {seconds:.3f} s; the minimum is {SHORTEST} s")
@@ -160,14 +160,16 @@ class Transcriber:
             record |= {"seconds": round(seconds, 3), "text": "", "segments": []}
             recording.records.append(record)
             waveforms = cut(file.read(self.sample_rate, channel), spans, self.sample_rate)
+            done = 0.0
             for span, waveform in zip(spans, waveforms, strict=True):
-                show_pass(show, 2 * i + 1, passes, span.end / seconds)
+                advance((span.end - done) / passes)
+                done = span.end
                 yield Piece(recording, record, span, waveform)
 
     def _listen(
-        self, file: AudioFile, channel: int | None, show: Callable[[float], None]
+        self, file: AudioFile, channel: int | None, advance: Callable[[float], None]
     ) -> Iterator[Tensor]:
-        """Yield the blocks of a recording for the detector, and show the fraction that is read."""
+        """Yield the blocks of a recording for the detector; advance the progress."""
         samples = 0
         for block in file.read(DETECTOR_RATE, channel):
             samples += len(block)
@@ -175,8 +177,7 @@ class Transcriber:
                 raise UserError(
                     f"{file.path} is longer than the maximum of {self.max_seconds / 60:g} minutes"
                 )
-            if file.seconds:
-                show(min(samples / DETECTOR_RATE / file.seconds, 1.0))
+            advance(len(block) / DETECTOR_RATE)
             yield block
 
     def _windows(self, pieces: Iterable[Piece | None]) -> Iterator[list[Piece]]:
@@ -213,11 +214,9 @@ class Transcriber:
         device = self.model.device
         waveforms = pad_sequence([piece.waveform for piece in batch], batch_first=True).to(device)
         lengths = torch.tensor([len(piece.waveform) for piece in batch], device=device)
-        encoded = self.model.network.encode(waveforms, lengths)
-        texts = self.model.transcribe(*encoded, self.model.test_decoding, warn_if_cut=True)
-        has_words = self.model.network.ctc_head is not None
-        words = self.model.find_words(*encoded, texts) if has_words else None
-        for i, (piece, text) in enumerate(zip(batch, texts, strict=True)):
+        found = self.model.recognize(waveforms, lengths)
+        words = found.get("words")
+        for i, (piece, text) in enumerate(zip(batch, found["transcripts"], strict=True)):
             segment: dict[str, Any] = {
                 "start": round(piece.span.start, 3),
                 "end": round(piece.span.end, 3),
@@ -226,18 +225,6 @@ class Transcriber:
             if words is not None:
                 segment["words"] = [shift(word, piece.span.start).describe() for word in words[i]]
             yield segment
-
-
-def show_progress(
-    progress: Progress, bar: TaskID, before: float, seconds: float, fraction: float
-) -> None:
-    """Show that a fraction of a recording is done, after ``before`` seconds of others."""
-    progress.update(bar, completed=before + fraction * seconds)
-
-
-def show_pass(show: Callable[[float], None], before: int, passes: int, fraction: float) -> None:
-    """Show that a fraction of a pass through a recording is done, after ``before`` passes."""
-    show((before + fraction) / passes)
 
 
 def shift(word: Word, seconds: float) -> Word:

@@ -87,14 +87,19 @@ def inspect_clip(
             f"{clip.name} is {header.frames / header.samplerate / 60:,.0f} minutes long by its "
             f"header: cut it into clips of at most {LONGEST_CLIP // 60} minutes"
         )
-    common = math.gcd(header.samplerate, sample_rate)
-    if header.samplerate // common * (sample_rate // common) > LARGEST_RESAMPLER:
-        raise UserError(
-            f"{clip.name} has {header.samplerate} Hz; resampling that to {sample_rate} Hz takes "
-            "gigabytes: convert it to a common rate"
-        )
+    check_rate(clip.name, header.samplerate, sample_rate)
     samples = -(-header.frames * sample_rate // header.samplerate)  # rounded up, as resample does
     return Clip(id, path, source, samples, text)
+
+
+def check_rate(name: str, rate: int, sample_rate: int) -> None:
+    """Raise a `UserError` if a recording's rate cannot be resampled."""
+    common = math.gcd(rate, sample_rate)
+    if rate // common * (sample_rate // common) > LARGEST_RESAMPLER:
+        raise UserError(
+            f"{name} has {rate} Hz; resampling that to {sample_rate} Hz takes gigabytes: convert "
+            "it to a common rate"
+        )
 
 
 def find_recordings(paths: Sequence[str], setting: str) -> list[Path]:

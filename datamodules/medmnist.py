@@ -22,7 +22,6 @@ from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
 from errors import UserError
 
-SPLITS = ("train", "val", "test")
 EVALUATION_BATCH = 512
 """Minimum number of images per batch without gradients: larger batches are faster."""
 MOST_COMPRESSED = 100

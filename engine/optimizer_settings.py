@@ -77,7 +77,7 @@ class OptimizerSettings(Callback):
                 if old.get(key) == new.get(key):
                     continue
                 if kind == "schedule" or key == "class":
-                    raise UserError(describe(kind, key, old.get(key), new.get(key)))
+                    raise UserError(explain_refusal(kind, key, old.get(key), new.get(key)))
                 if key == "lr":
                     change_rate(trainer, groups[int(number)], old["lr"], new["lr"])
                 else:
@@ -91,7 +91,7 @@ def group_names(settings: dict[str, Settings]) -> list[str]:
     return [name for name in names if name != OTHERS]
 
 
-def describe(kind: str, key: str, old: Any, new: Any) -> str:
+def explain_refusal(kind: str, key: str, old: Any, new: Any) -> str:
     """Return the reason why a run cannot be resumed with a setting."""
     what = "optimizer" if kind == "optimizer" else "learning-rate schedule"
     if key == "class":

@@ -76,19 +76,8 @@ class LanguageModel(TrainingModule):
     def adapt_weights(
         self, weights: dict[str, Tensor], checkpoint: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        """Move the rows of shared characters.
-
-        Raises:
-            UserError: if the checkpoint is not of a language model.
-        """
-        if "alphabet" not in checkpoint:
-            raise UserError(
-                "--init_from: the checkpoint has no alphabet, so it is of another task: give a "
-                "language model"
-            )
-        names = [f"network.{name}" for name in self.network.token_weights()]
-        theirs = CharacterVocabulary(checkpoint["alphabet"])
-        return adapt_rows(weights, self.state_dict(), names, self.vocabulary, theirs)
+        """Move the rows of shared characters; see `adapt_rows`."""
+        return adapt_rows(self, weights, checkpoint, "language model")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the alphabet, which names the rows of the weights."""

@@ -168,16 +168,8 @@ class SpeechRecognizer(TrainingModule):
         Raises:
             UserError: if the checkpoint is not of a recognizer, or too old to have an alphabet.
         """
-        if "alphabet" not in checkpoint:
-            raise UserError(
-                "--init_from: the checkpoint has no alphabet, so it is of another task or of an "
-                "older version of this suite: give a recognizer trained with this version"
-            )
-        own = self.state_dict()
-        names = [f"network.{name}" for name in self.network.token_weights()]
-        theirs = CharacterVocabulary(checkpoint["alphabet"])
-        weights = adapt_rows(weights, own, names, self.vocabulary, theirs)
-        positions = "network.decoder.positions"
+        weights = adapt_rows(self, weights, checkpoint, "recognizer")
+        own, positions = self.state_dict(), "network.decoder.positions"
         if positions in weights and positions in own:
             weights[positions] = copy_rows(weights[positions], own[positions])
         return weights
@@ -215,8 +207,17 @@ class SpeechRecognizer(TrainingModule):
         return self._evaluate(batch, self.test_losses, self.test_scores, self.test_decoding)
 
     def predict_step(self, batch: SpeechBatch) -> dict[str, list[Any]]:
-        """Return the ``transcripts`` of a batch and, with a CTC head, their ``words``."""
-        encoded = self.network.encode(batch.waveforms, batch.lengths)
+        """Recognize a batch; see `recognize`."""
+        return self.recognize(batch.waveforms, batch.lengths)
+
+    def recognize(self, waveforms: Tensor, lengths: Tensor) -> dict[str, list[Any]]:
+        """Return the ``transcripts`` of recordings and, with a CTC head, their ``words``.
+
+        Args:
+            waveforms: (batch, samples), padded.
+            lengths: (batch,) numbers of samples.
+        """
+        encoded = self.network.encode(waveforms, lengths)
         transcripts = self.transcribe(*encoded, self.test_decoding, warn_if_cut=True)
         return {"transcripts": transcripts, **self._find_words(*encoded, transcripts)}
 

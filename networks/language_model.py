@@ -1,23 +1,9 @@
 """Character language model."""
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from networks.dropout import Dropout
-
-
-@dataclass
-class LanguageModelState:
-    """Hidden and cell state of the LSTM, (layers, batch, hidden) each; None before any token."""
-
-    lstm: tuple[Tensor, Tensor] | None = None
-
-    def reorder(self, rows: Tensor) -> None:
-        """Make row i of the batch a copy of the former row ``rows[i]``, in place."""
-        if self.lstm is not None:
-            hidden, cell = self.lstm
-            self.lstm = hidden.index_select(1, rows), cell.index_select(1, rows)
+from networks.lstm_state import LSTMState
 
 
 class CharacterLanguageModel(nn.Module):
@@ -42,20 +28,20 @@ class CharacterLanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits after each token, (batch, length) → (batch, length, vocabulary)."""
-        return self._read(tokens, LanguageModelState())
+        return self._read(tokens, LSTMState())
 
     def token_weights(self) -> list[str]:
         """Return the names of the weights with one row per token of the vocabulary."""
         return ["embedding.weight", "output.weight", "output.bias"]
 
-    def start(self) -> LanguageModelState:
+    def start(self) -> LSTMState:
         """Return the state before the first token."""
-        return LanguageModelState()
+        return LSTMState()
 
-    def step(self, tokens: Tensor, state: LanguageModelState) -> Tensor:
+    def step(self, tokens: Tensor, state: LSTMState) -> Tensor:
         """Read the next tokens (batch,) and return the logits (batch, vocabulary) after them."""
         return self._read(tokens[:, None], state)[:, 0]
 
-    def _read(self, tokens: Tensor, state: LanguageModelState) -> Tensor:
+    def _read(self, tokens: Tensor, state: LSTMState) -> Tensor:
         hidden, state.lstm = self.lstm(self.dropout(self.embedding(tokens)), state.lstm)
         return self.output(self.dropout(hidden))

@@ -19,6 +19,7 @@ from networks.attention import (
     ResidualAttentionBlock,
 )
 from networks.dropout import Dropout
+from networks.lstm_state import LSTMState
 
 
 @dataclass
@@ -213,18 +214,6 @@ class TextDecoderTransformer(TextDecoder):
         return x + self.self_attention.step(x, state.attention)
 
 
-@dataclass
-class _RecurrentState:
-    """Hidden and cell state of the LSTM, (1, batch, hidden) each; None before the first token."""
-
-    lstm: tuple[Tensor, Tensor] | None = None
-
-    def reorder(self, rows: Tensor) -> None:
-        if self.lstm is not None:
-            hidden, cell = self.lstm
-            self.lstm = hidden.index_select(1, rows), cell.index_select(1, rows)
-
-
 class TextDecoderRecurrent(TextDecoder):
     """Reads with a LayerNorm and one LSTM layer.
 
@@ -248,12 +237,12 @@ class TextDecoderRecurrent(TextDecoder):
         self.lstm = nn.LSTM(hidden_size, hidden_size, batch_first=True)
 
     def read(self, tokens: Tensor) -> Tensor:
-        return self.read_next(tokens, _RecurrentState())
+        return self.read_next(tokens, LSTMState())
 
-    def start_reading(self, max_tokens: int) -> _RecurrentState:
-        return _RecurrentState()
+    def start_reading(self, max_tokens: int) -> LSTMState:
+        return LSTMState()
 
-    def read_next(self, tokens: Tensor, state: _RecurrentState) -> Tensor:
+    def read_next(self, tokens: Tensor, state: LSTMState) -> Tensor:
         x = self.dropout(self.embedding_norm(self.embedding(tokens)))
         hidden, state.lstm = self.lstm(x, state.lstm)
         return self.dropout(hidden)

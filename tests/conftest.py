@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import cli
+from commands.inputs.speech_activity import DETECTOR_RATE, Span
 from datamodules.demo_oct import write_file
-from datamodules.speech_activity import DETECTOR_RATE, Span
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

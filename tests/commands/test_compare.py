@@ -1,9 +1,12 @@
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import cli
 from tests.conftest import CONFIGS
+from tests.outside import PLAIN
 
 
 def train(name: str, retinas: Path, runs: Path, experiment: str, *, test: bool = True) -> Path:
@@ -50,4 +53,20 @@ def test_missing_unfinished_and_incomparable_runs_are_named(
     ):
         with pytest.raises(SystemExit, match=message):
             cli.main(["compare", str(image), str(other), "--output", str(tmp_path / "out")])
+    scores = json.loads((image / "test_metrics.json").read_text())
+    (image / "test_metrics.json").write_text(json.dumps(scores | {"step": 1}))
+    with pytest.raises(SystemExit, match=r"test_metrics\.json is not of best\.ckpt: test the run"):
+        cli.main(["compare", str(image), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_other_peoples_modules_are_compared_too(
+    run_cli: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*PLAIN, "--model.metric=val_loss", "--checkpoint.monitor=val_loss"]
+    run = run_cli("fit", *args, "--trainer.max_epochs=2", "--trainer.enable_progress_bar=false")
+    run_cli("test", *args)
+    capsys.readouterr()
+    cli.main(["compare", str(run), "--output", str(tmp_path / "out")])
+    assert "test/loss" in capsys.readouterr().out
+    assert (tmp_path / "out" / "curves.png").is_file()

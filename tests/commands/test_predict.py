@@ -18,8 +18,8 @@ import soundfile
 
 import cli
 from commands import transcribe
-from datamodules.audio_file import AudioFile
-from datamodules.speech_activity import Span
+from commands.inputs.audio_file import AudioFile
+from commands.inputs.speech_activity import Span
 from tests.conftest import CONFIGS, ROOT, SAMPLE_RATE, SMALL_MODEL, hear_tones, speak_tones
 
 WORDS = ("abc def", "hgfe", "b a d")
@@ -213,12 +213,12 @@ def test_an_interrupted_command_continues(
         self: transcribe.Transcriber,
         recording: transcribe.Recording,
         file: AudioFile,
-        show: Callable[[float], None],
+        advance: Callable[[float], None],
     ) -> Iterator[transcribe.Piece]:
         read.append(recording.path.name)
         if read == ["0.wav", "1.wav", "2.wav"]:
             raise KeyboardInterrupt
-        return cut(self, recording, file, show)
+        return cut(self, recording, file, advance)
 
     monkeypatch.setattr(transcribe.Transcriber, "_cut", interrupt)
     monkeypatch.setattr(transcribe, "WINDOW_SECONDS", 0.01)

@@ -18,9 +18,9 @@ from torch import nn
 
 import cli
 from commands.classify import ImagePredictor
+from commands.inputs.image_file import read_images
 from commands.stages import load_run
 from datamodules import OCTMNISTDataModule
-from datamodules.image_file import read_images
 from engine import RunDirectory
 from lightning_modules import ImageClassifier
 from tests.conftest import CONFIGS

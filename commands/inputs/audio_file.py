@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
-from datamodules.clips import LARGEST_RESAMPLER, count_missing_bytes, read_parts
+from datamodules.clips import check_rate, count_missing_bytes, read_parts
 from errors import UserError
 
 MEDIA_SUFFIXES = (
@@ -86,12 +86,7 @@ class AudioFile:
             UserError: if the file is damaged or has samples that are not finite, or if its rate
                 cannot be resampled.
         """
-        common = math.gcd(self.rate, sample_rate)
-        if self.rate // common * (sample_rate // common) > LARGEST_RESAMPLER:
-            raise UserError(
-                f"{self.path} has {self.rate} Hz; resampling that to {sample_rate} Hz takes "
-                "gigabytes: convert it to a common rate"
-            )
+        check_rate(str(self.path), self.rate, sample_rate)
         blocks = regroup(self._channel(channel), BLOCK_SECONDS * self.rate)
         return resample_blocks(blocks, self.rate, sample_rate)
 

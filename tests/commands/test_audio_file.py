@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from datamodules.audio_file import MediaFile, open_audio, open_media, regroup, resample_blocks
+from commands.inputs.audio_file import MediaFile, open_audio, open_media, regroup, resample_blocks
 from errors import UserError
 
 SECONDS = 2.3

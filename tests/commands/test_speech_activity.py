@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchaudio.functional import resample
 
+from commands.inputs.speech_activity import DETECTOR_RATE, Span, cut, find_speech
 from datamodules.demo_speech.espeak import SAMPLE_RATE, Voice, link_data, speak
-from datamodules.speech_activity import DETECTOR_RATE, Span, cut, find_speech
 
 pytest.importorskip("espeakng_loader", reason="the extra demo is not installed")
 

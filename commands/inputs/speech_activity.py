@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from datamodules.audio_file import regroup
+from commands.inputs.audio_file import regroup
 from errors import UserError
 
 DETECTOR_RATE = 16_000

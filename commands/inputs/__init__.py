@@ -1,0 +1,1 @@
+"""What `predict` and `serve` read: recordings, their speech, and images, of any kind."""
