@@ -98,7 +98,7 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
         "scores": [(key, f"{x:.4f}", intervals.get(key, "")) for key, x in scores.items()],
         "scored": describe_test(clips),
         "confidence": read_confidence(run, clips),
-        "use": task.command.format(name),
+        "use": task.command.format(name if path.is_absolute() else path),
         "limits": task.limits,
         "notes": notes.read_text(encoding="utf-8").strip() if notes else "",
     }
@@ -207,9 +207,10 @@ def describe_training(
     rows.append(("checkpoint", step))
     logged = read_rows(run.metrics) if run.metrics.is_file() else []
     seconds = [float(row["time/epoch"]) for row in logged if row.get("time/epoch")]
-    if seconds:
+    if seconds:  # of epochs that were not interrupted
+        epochs = len({row["epoch"] for row in logged if row.get("train/loss")})
         mean = sum(seconds) / len(seconds)
-        rows.append(("training time", f"{len(seconds)} epochs of {mean:.0f} s on average"))
+        rows.append(("training time", f"{epochs} epochs of {mean:.0f} s on average"))
     return rows
 
 

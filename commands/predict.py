@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from commands.classify import ImagePredictor
@@ -61,25 +62,17 @@ def predict(
             could not be predicted.
     """
     checkpoint = find_checkpoint(path, ckpt_path)
-    model, data = load_run(RunDirectory(path), checkpoint)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     messages = make_console(stderr=True)
-    each = channels == "each"
     predictor: Predictor
-    if isinstance(model, SpeechRecognizer):
-        predictor = Transcriber(model, each_channel=each)
-    elif isinstance(model, Classifier) and isinstance(data, MedMNISTDataModule):
-        if each:
-            raise UserError("--channels each is for recordings")
-        predictor = ImagePredictor(model, data, messages)
-    else:
-        raise UserError(
-            f"{path} is a run of {type(model).__name__}: predict RUN PATH is for recognizers of "
-            "speech and classifiers of images"
-        )
+    predictor, _ = load_predictor(path, messages, checkpoint)
     files = find_files(inputs, predictor.suffixes)
     format = choose_format(output, format, predictor.formats)
-    if isinstance(predictor, ImagePredictor):
+    each = channels == "each"
+    if isinstance(predictor, Transcriber):
+        predictor.each_channel = each
+    elif each:
+        raise UserError("--channels each is for recordings")
+    else:
         predictor.pictures = format == "html"
     checkpoint = (checkpoint or find_weights(str(path))).absolute()
     step = read_checkpoint(checkpoint)["global_step"]
@@ -108,6 +101,26 @@ def predict(
     target.finish()
     if failed:
         raise UserError(f"{failed} of {len(files)} files could not be predicted")
+
+
+def load_predictor(
+    path: Path, messages: Console, checkpoint: Path | None = None
+) -> tuple[Transcriber | ImagePredictor, Any]:
+    """Return the predictor of a run, on a GPU if there is one, and the run's data module.
+
+    Raises:
+        UserError: if the run cannot be used, or is of a task without files.
+    """
+    model, data = load_run(RunDirectory(path), checkpoint)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(model, SpeechRecognizer):
+        return Transcriber(model), data
+    if isinstance(model, Classifier) and isinstance(data, MedMNISTDataModule):
+        return ImagePredictor(model, data, messages), data
+    raise UserError(
+        f"{path} is a run of {type(model).__name__}: files are for recognizers of speech and "
+        "classifiers of images"
+    )
 
 
 def find_checkpoint(run: Path, name: str | None) -> Path | None:

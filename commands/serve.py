@@ -22,15 +22,11 @@ from commands.folders import make_console
 from commands.inputs.audio_file import open_audio
 from commands.inputs.image_file import read_images
 from commands.inputs.speech_activity import Span, cut, load_detector
-from commands.stages import load_run
+from commands.predict import load_predictor
 from commands.transcribe import Transcriber
-from datamodules.medmnist import MedMNISTDataModule
 from datamodules.speech import SpeechDataModule
 from datamodules.speech_dataset import SpeechBatch
-from engine import RunDirectory
 from errors import UserError
-from lightning_modules import SpeechRecognizer
-from lightning_modules.classifier import Classifier
 
 # Gradio reads both on import.
 UPLOADS = TemporaryDirectory(prefix="uploads.")
@@ -55,18 +51,17 @@ class Recognizer:
 
     Args:
         name: name of the run.
-        model: trained recognizer.
-        max_minutes: maximum length of a recording.
+        transcriber: transcriber of the run.
 
     Raises:
         UserError: if silero-vad is not installed.
     """
 
-    def __init__(self, name: str, model: SpeechRecognizer, max_minutes: float) -> None:
+    def __init__(self, name: str, transcriber: Transcriber) -> None:
         load_detector()
         self.name = name
-        self.model = model
-        self.transcriber = Transcriber(model, max_seconds=60 * max_minutes)
+        self.model = transcriber.model
+        self.transcriber = transcriber
 
     def recognize(self, path: str | None) -> tuple[str, list[list[Any]], Image.Image | None]:
         """Return the text of a recording, its words, and a picture of its first segment.
@@ -218,20 +213,14 @@ def load_runs(
     readers: list[ImageReader] = []
     examples: list[str] = []
     for path in paths:
-        model, data = load_run(RunDirectory(path))
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        predictor, data = load_predictor(path, make_console(stderr=True))
         name = path.resolve().name
-        if isinstance(model, SpeechRecognizer):
-            recognizers.append(Recognizer(name, model, max_minutes))
+        if isinstance(predictor, Transcriber):
+            predictor.max_seconds = 60 * max_minutes
+            recognizers.append(Recognizer(name, predictor))
             examples = examples or find_examples(data)
-        elif isinstance(model, Classifier) and isinstance(data, MedMNISTDataModule):
-            predictor = ImagePredictor(model, data, make_console(stderr=True))
-            readers.append(ImageReader(name, predictor))
         else:
-            raise UserError(
-                f"{path} is a run of {type(model).__name__}: serve needs speech recognizers or "
-                "classifiers of images"
-            )
+            readers.append(ImageReader(name, predictor))
     return recognizers, readers, examples
 
 

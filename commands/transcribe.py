@@ -73,6 +73,8 @@ class Transcriber:
 
     Args:
         model: trained recognizer.
+
+    Attributes:
         each_channel: whether to transcribe every channel, instead of their mean.
         max_seconds: maximum length of a recording; None for no limit.
     """
@@ -80,16 +82,10 @@ class Transcriber:
     suffixes: Sequence[str] = (*AUDIO_SUFFIXES, *MEDIA_SUFFIXES)
     formats: Sequence[str] = ("txt", "csv", "jsonl", "srt", "vtt")
 
-    def __init__(
-        self,
-        model: SpeechRecognizer,
-        *,
-        each_channel: bool = False,
-        max_seconds: float | None = None,
-    ) -> None:
+    def __init__(self, model: SpeechRecognizer) -> None:
         self.model = model
-        self.max_seconds = max_seconds
-        self.each_channel = each_channel
+        self.each_channel = False
+        self.max_seconds: float | None = None
         self.sample_rate = model.network.features.sample_rate
 
     @torch.inference_mode()

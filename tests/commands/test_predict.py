@@ -302,7 +302,7 @@ def test_unusable_runs_and_paths_are_refused(
     config = str(CONFIGS / "boolean_perceptron.yaml")
     cli.main(["fit", "--config", config, "--trainer.default_root_dir", fitted])
     message = fail(tmp_path / "runs" / "boolean_perceptron", recordings)
-    assert "is a run of BooleanClassifier: predict RUN PATH is for" in message
+    assert "is a run of BooleanClassifier: files are for" in message
     with pytest.raises(SystemExit) as stopped:
         cli.main(["predict", str(run)])
     assert stopped.value.code == 2
