@@ -8,10 +8,13 @@ from pytorch_lightning.utilities import rank_zero_info
 
 
 class RunStatistics(Callback):
-    """Log ``parameters`` once and ``time/epoch``, the seconds of training alone, every epoch.
+    """Log ``parameters`` once and ``time/epoch``, in seconds, every epoch.
 
-    An epoch that was resumed has no time. Both go to the loggers directly. With ``self.log``, the
-    processes would have to communicate whenever the progress bar of one of them asks for metrics.
+    The time of an epoch includes writing ``last.ckpt``, but no validation. An epoch that was
+    resumed has no time.
+
+    Both go to the loggers directly. With ``self.log``, the processes would have to communicate
+    whenever the progress bar of one of them asks for metrics.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
