@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from commands.folders import make_console, read_scores, refuse_existing, shorten_paths
+from commands.scores import TestedClip, estimate_rates, read_test
 from commands.stages import load_run
 from engine import RunDirectory, find_weights, read_checkpoint, read_rows
 from errors import UserError
@@ -17,9 +18,6 @@ try:
     import jinja2
 except ImportError as error:
     raise UserError("card needs the package jinja2: pip install '.[report]'") from error
-
-if TYPE_CHECKING:
-    from commands.report import TestedClip
 
 TEMPLATE = Path(__file__).parent / "card.md"
 
@@ -87,7 +85,10 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
     found = read_scores(run, checkpoint["global_step"])
     scores = {key.removeprefix("test/"): found[key] for key in sorted(found)}
     clips = read_clips(run) if scores else []
-    intervals = estimate_intervals(run, clips) if clips else {}
+    intervals = {
+        name: f"{low:.4f} – {high:.4f}"
+        for name, _, low, high in (estimate_rates(clips) if clips else ())
+    }
     weights = sum(p.numel() for p in model.parameters())
     values = {
         "front": write_front(name, task.tag, licence, config, scores),
@@ -214,24 +215,14 @@ def describe_training(
     return rows
 
 
-def read_clips(run: RunDirectory) -> list["TestedClip"]:
+def read_clips(run: RunDirectory) -> list[TestedClip]:
     """Return the test's transcripts; none if the run has none."""
     if not (run.path / "test_transcripts.csv").is_file():
         return []
-    from commands.report import read_test  # late: it needs kaldialign
-
     return read_test(run)
 
 
-def estimate_intervals(run: RunDirectory, clips: list["TestedClip"]) -> dict[str, str]:
-    """Return the confidence intervals of the error rates."""
-    from commands.report import summarize
-
-    rates = summarize(run, clips)["rates"]
-    return {name: f"{low:.4f} – {high:.4f}" for name, _, low, high in rates}
-
-
-def read_confidence(run: RunDirectory, clips: list["TestedClip"]) -> dict[str, str] | None:
+def read_confidence(run: RunDirectory, clips: list[TestedClip]) -> dict[str, str] | None:
     """Return the calibration of the test's words; None without word confidence."""
     path = run.path / "test_words.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -249,7 +240,7 @@ def read_confidence(run: RunDirectory, clips: list["TestedClip"]) -> dict[str, s
     return {"ece": f"{error:.3f}", "share": f"{share:.0%}"}
 
 
-def describe_test(clips: list["TestedClip"]) -> str:
+def describe_test(clips: list[TestedClip]) -> str:
     """Return a sentence on what the scores were measured on."""
     if not clips:
         return "On the test set."

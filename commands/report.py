@@ -3,65 +3,34 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import soundfile
-from rich.console import Console
 
 from callbacks.speech_examples import inspect_batch
+from commands.folders import make_console
+from commands.scores import (
+    GAP,
+    REPLICATIONS,
+    TestedClip,
+    compare_tests,
+    estimate_rates,
+    pair_up,
+    read_test,
+)
 from commands.stages import load_run
 from engine import RunDirectory
 from errors import UserError
-from metrics import CharErrorRate, WordErrorRate, normalize_transcript
 
 try:
     import jinja2
-    from kaldialign import align, bootstrap_wer_ci
 except ImportError as error:
-    raise UserError(f"report needs the package {error.name}: pip install '.[report]'") from error
+    raise UserError("report needs the package jinja2: pip install '.[report]'") from error
 
 TEMPLATE = Path(__file__).parent / "report.html"
-GAP = "∅"
-"""Placeholder in alignments for a missing word or character."""
 SHOWN = 25
 """Maximum number of rows of each list of errors."""
-REPLICATIONS = 10_000
-SEED = 0
-RATES: dict[str, Callable[[], CharErrorRate | WordErrorRate]] = {
-    "wer": WordErrorRate,
-    "cer": CharErrorRate,
-    "wer_normalized": partial(WordErrorRate, normalize=True),
-    "cer_normalized": partial(CharErrorRate, normalize=True),
-}
-EXACT = 1e-6
-"""Maximum difference to the test's own scores, which are float32."""
-
-
-@dataclass(frozen=True)
-class TestedClip:
-    """A test clip.
-
-    Attributes:
-        id: name of the clip.
-        reference: reference transcript.
-        prediction: predicted transcript.
-    """
-
-    id: str
-    reference: str
-    prediction: str
-
-    def words(self) -> list[tuple[str, str]]:
-        """Return the words of both texts, aligned."""
-        return pair_up(self.reference.split(), self.prediction.split())
-
-    def errors(self) -> int:
-        """Return the number of wrong words."""
-        return sum(reference != prediction for reference, prediction in self.words())
 
 
 def report(paths: list[Path], worst: int, output: Path | None) -> None:
@@ -97,75 +66,21 @@ def report(paths: list[Path], worst: int, output: Path | None) -> None:
     output = output or paths[0] / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(template.render(page), encoding="utf-8")
-    Console().print(f"written to {output}")
-
-
-def read_test(run: RunDirectory) -> list[TestedClip]:
-    """Read a run's test transcripts.
-
-    Raises:
-        UserError: if the run was not tested, or the transcripts are not of the test that was
-            scored.
-    """
-    path = run.path / "test_transcripts.csv"
-    tested = run.read_scores()
-    if tested is None or not path.is_file():
-        file = path if tested else run.test_metrics
-        raise UserError(f"{run.path} has no {file.name}: test a recognizer there first")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    clips = [TestedClip(*line.split("|")) for line in lines]
-    for name, metric in score(clips).items():
-        if abs(tested.metrics.get(f"test/{name}", metric) - metric) > EXACT * max(1.0, metric):
-            raise UserError(
-                f"{path} does not have the {name} of {run.test_metrics}: test the run again"
-            )
-    return clips
-
-
-def score(clips: list[TestedClip]) -> dict[str, float]:
-    """Return the error rates as test computes them."""
-    rates = {}
-    for name, make in RATES.items():
-        metric = make()
-        metric.update([clip.prediction for clip in clips], [clip.reference for clip in clips])
-        rates[name] = float(metric.compute())
-    return rates
-
-
-def units(text: str, name: str) -> list[str]:
-    """Return the units that an error rate counts."""
-    text = normalize_transcript(text) if name.endswith("normalized") else text
-    return text.split() if name.startswith("wer") else list(text)
+    make_console().print(f"written to {output}")
 
 
 def summarize(run: RunDirectory, clips: list[TestedClip]) -> dict[str, Any]:
     """Return what the page says of one run."""
-    rates = []
-    for name, value in score(clips).items():
-        pairs = [[units(text, name) for text in (c.reference, c.prediction)] for c in clips]
-        interval = bootstrap_wer_ci(
-            [reference for reference, _ in pairs],
-            [prediction for _, prediction in pairs],
-            replications=REPLICATIONS,
-            seed=SEED,
-        )
-        rates.append((name, value, max(interval["ci95min"], 0.0), interval["ci95max"]))
     return {
         "name": run.path.name,
         "clips": len(clips),
-        "rates": rates,
+        "rates": estimate_rates(clips),
         "lengths": rate_by_length(clips),
         "words": count_errors([clip.words() for clip in clips]),
         "characters": count_errors(
             [pair_up(list(clip.reference), list(clip.prediction)) for clip in clips]
         ),
     }
-
-
-def pair_up(reference: list[str], prediction: list[str]) -> list[tuple[str, str]]:
-    """Align two sequences with the fewest edits; `GAP` stands where one has nothing."""
-    pairs: list[tuple[str, str]] = align(reference, prediction, GAP)
-    return pairs
 
 
 def rate_by_length(clips: list[TestedClip]) -> list[tuple[str, int, float]]:
@@ -196,26 +111,6 @@ def count_errors(aligned: list[list[tuple[str, str]]]) -> dict[str, Any]:
         }
         for kind, found in kinds.items()
     }
-
-
-def compare_tests(first: list[TestedClip], second: list[TestedClip]) -> list[tuple[str, float]]:
-    """Return, for each error rate, the probability that the second run's is lower.
-
-    It is the fraction of paired bootstrap samples of clips in which it is (Bisani and Ney 2004).
-    """
-    found = []
-    for name in RATES:
-        texts = [
-            [units(text, name) for text in column]
-            for column in (
-                [clip.reference for clip in first],
-                [clip.prediction for clip in first],
-                [clip.prediction for clip in second],
-            )
-        ]
-        result = bootstrap_wer_ci(*texts, replications=REPLICATIONS, seed=SEED)
-        found.append((name, float(result["p_s2_improv_over_s1"])))
-    return found
 
 
 def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[dict[str, Any]]:

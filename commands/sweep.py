@@ -20,8 +20,8 @@ from typing import IO, Any, Literal
 
 import jsonargparse
 from jsonargparse.typing import PositiveInt
-from rich.console import Console
 
+from commands.folders import make_console
 from commands.messages import shorten
 from commands.stages import parse
 from commands.tables import draw_curves, read_curves, write_table
@@ -242,7 +242,7 @@ class Sweep:
         run, command = self.run(trial), self.command("fit", trial)
         if (run.checkpoints / "last.ckpt").exists():
             command.append("--ckpt_path=last")
-        Console().print(f"trial {trial.number}: {run.path}")
+        make_console().print(f"trial {trial.number}: {run.path}")
         log = Path(f"{run.path}.log")
         with log.open("a", encoding="utf-8") as out:
             # In its own session: Ctrl-C reaches this process only, which then sends SIGTERM.
@@ -278,7 +278,7 @@ class Sweep:
             raise UserError(f"every trial of {self.folder.name} failed: {errors[trials[0].number]}")
         winner = self.run(trials[0])
         if not winner.test_metrics.exists():
-            Console().print(f"testing the winner by validation, {winner.path}")
+            make_console().print(f"testing the winner by validation, {winner.path}")
             command = self.command("test", trials[0])
             if subprocess.call(command, stdout=subprocess.DEVNULL, pass_fds=[turn.fileno()]):
                 raise UserError(f"the test of {winner.path} failed, see above")
