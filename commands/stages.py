@@ -117,7 +117,7 @@ def load_run(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, An
 def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
     """Run a stage; errors are raised as LightningCLI raises them."""
     # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
-    # and they fragment the heap (docs/results.md, "Padding"). oneDNN reads the variable at its
+    # and they fragment the heap (docs/speed.md, "Padding and memory"). oneDNN reads the variable at its
     # first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # Probably cuDNN's attention, which plans anew for each shape, made first epochs on an H200 slow
