@@ -73,6 +73,10 @@ def export(path: Path, output: Path | None, quantize: str | None) -> None:
         if quantize:  # the scores are of the exact weights
             for network in folder.glob("*.onnx"):
                 quantize_weights(network)
+        elif uses_language_model(model):
+            make_console().print(
+                "the language model of test_decoding is left out: transcripts can differ"
+            )
         elif scores := read_scores(run, step):
             described["scores"] = scores
         described["licence of the data"] = getattr(data, "licence", None)
@@ -149,16 +153,17 @@ def describe_search(model: SpeechRecognizer) -> dict[str, Any]:
     if type(strategy) is CTCGreedySearch:
         found["width"] = 0
     elif type(strategy) is BeamSearch:
-        if strategy.language_model is not None and strategy.language_model_weight:
-            raise UserError(
-                "export: the language model of test_decoding cannot be exported: remove it from "
-                "the run's config.yaml"
-            )
         found |= {name: getattr(strategy, name) for name in found}
     elif type(strategy) is not GreedySearch:
         raise UserError(f"export: the search {type(strategy).__name__} cannot be exported")
     maximum = getattr(strategy, "max_tokens", None) or model.network.decoder.max_tokens
     return found | {"max_tokens": maximum}
+
+
+def uses_language_model(model: nn.Module) -> bool:
+    """Return whether a recognizer's test decodes with a language model."""
+    search = getattr(model, "test_decoding", None)
+    return isinstance(search, BeamSearch) and search.language_model is not None
 
 
 class ExportableClassifier(nn.Module):

@@ -11,6 +11,8 @@ from commands.folders import make_console, new_folder, read_scores, shorten_path
 from commands.stages import load_run
 from engine import RunDirectory, Scores, find_weights, read_checkpoint
 from errors import UserError
+from lightning_modules import TrainedLanguageModel
+from networks import CharacterLanguageModel
 
 KEPT = ("epoch", "global_step", "pytorch-lightning_version")
 """Trainer entries kept in the checkpoint."""
@@ -18,6 +20,8 @@ KEPT = ("epoch", "global_step", "pytorch-lightning_version")
 
 def pack(path: Path, output: Path) -> None:
     """Copy a run's configuration, best weights in half precision, scores and card.
+
+    A language model of its test's beam search comes along.
 
     It leaves out what only resuming needs: the optimizer's state, the trainer's progress and the
     lengths of the training data. Absolute paths in the configuration become their last part.
@@ -27,20 +31,24 @@ def pack(path: Path, output: Path) -> None:
         output: run directory to create.
 
     Raises:
-        UserError: if the run was not trained or needs another one, or the output exists.
+        UserError: if the run was not trained, its language model is of a class of yours, or the
+            output exists.
     """
     run = RunDirectory(path)
     model, _ = load_run(run)
     with new_folder(output) as folder:
         packed = RunDirectory(folder)
-        if getattr(getattr(model, "test_decoding", None), "language_model", None) is not None:
-            raise UserError(
-                "pack: the language model of test_decoding is a run of its own: remove it from "
-                f"{run.config}"
-            )
         config = shorten_paths(yaml.safe_load(run.config.read_text(encoding="utf-8")))
         config["trainer"]["default_root_dir"] = "runs"
         config["experiment"] = config["init_from"] = None
+        packed.checkpoints.mkdir()
+        language_model = getattr(getattr(model, "test_decoding", None), "language_model", None)
+        if language_model is not None:
+            pack_language_model(language_model, packed.language_model)
+            home = Path(output.name) if output.is_absolute() else output
+            search = config["model"]["init_args"]["test_decoding"]["init_args"]
+            place = RunDirectory(home).language_model
+            search["language_model"]["init_args"] = {"run": place.as_posix()}
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         packed.config.write_text(text, encoding="utf-8")
 
@@ -52,13 +60,27 @@ def pack(path: Path, output: Path) -> None:
         for name, _ in model.named_parameters():
             weights[name] = weights[name].half()
         kept = {name: checkpoint[name] for name in KEPT} | own | {"state_dict": weights}
-        packed.checkpoints.mkdir()
         torch.save(kept, packed.checkpoints / "best.ckpt")
         if scores := read_scores(run, checkpoint["global_step"]):
             tested = Scores("checkpoints/best.ckpt", checkpoint["global_step"], scores)
             packed.write_scores(tested)
         if (path / "README.md").is_file():
             shutil.copyfile(path / "README.md", folder / "README.md")
-    size = (RunDirectory(output).checkpoints / "best.ckpt").stat().st_size / 1e6
+    size = sum(file.stat().st_size for file in RunDirectory(output).checkpoints.iterdir()) / 1e6
     message = f"{output}: {size:.1f} MB of weights; python cli.py predict {output} FILE…"
     make_console().print(message)
+
+
+def pack_language_model(model: CharacterLanguageModel, path: Path) -> None:
+    """Write a language model's weights in half precision, for `TrainedLanguageModel`.
+
+    Raises:
+        UserError: if it is of another class, whose settings are unknown.
+    """
+    if not isinstance(model, TrainedLanguageModel):
+        raise UserError(
+            f"pack: the language model of test_decoding is a {type(model).__name__}, and only "
+            "TrainedLanguageModel can be packed: remove it from config.yaml"
+        )
+    weights = {f"network.{name}": weight.half() for name, weight in model.state_dict().items()}
+    torch.save({"state_dict": weights, "alphabet": model.alphabet, "global_step": 0}, path)

@@ -102,6 +102,9 @@ def load_run(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, An
     where = [f"--trainer.{setting}" for setting in ON_CPU]
     where += [f"--trainer.default_root_dir={home.parent}", f"--experiment={home.name}"]
     where += [f"--ckpt_path={path.absolute()}"]
+    if run.language_model.is_file():  # the path in config.yaml holds where it was packed
+        search = "--model.init_args.test_decoding.init_args"
+        where += [f"{search}.language_model.init_args.run={run.language_model.absolute()}"]
     with only_warnings():
         built = start(["test", f"--config={run.config}", *where], BuildingCLI)
     model, state = built.model, read_checkpoint(path)
@@ -117,8 +120,8 @@ def load_run(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, An
 def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
     """Run a stage; errors are raised as LightningCLI raises them."""
     # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
-    # and they fragment the heap (docs/speed.md, "Padding and memory"). oneDNN reads the variable at its
-    # first use.
+    # and they fragment the heap (docs/speed.md, "Padding and memory"). oneDNN reads the variable
+    # at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # Probably cuDNN's attention, which plans anew for each shape, made first epochs on an H200 slow
     # (docs/how_to/devices.md).

@@ -41,6 +41,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def language_model(self) -> Path:
+        """Weights of the recognizer's language model, in a run that ``pack`` wrote."""
+        return self.checkpoints / "language_model.ckpt"
+
+    @property
     def config(self) -> Path:
         """Configuration that fit ran with."""
         return self.path / "config.yaml"

@@ -2,13 +2,17 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import cli
+from commands.stages import load_run
 from datamodules import LJSpeechDataModule
+from engine import RunDirectory
 from lightning_modules import TrainedLanguageModel
 from tests.conftest import CONFIGS
 
@@ -53,6 +57,19 @@ def test_a_trained_language_model_joins_the_beam_search(
     # CTC limits the length, with some say in the last character; the model alone never ends.
     longest = max(texts[1000.0], key=len)
     assert all(longest.startswith(text[:-1]) for text in texts[1000.0])
+    alphabet = "--data.init_args.alphabet= abcdefgh"
+    other = ["--experiment=fused", f"--trainer.default_root_dir={tmp_path}"]
+    cli.main(["fit", *small, *used, alphabet, "--trainer.max_epochs=1", *other])
+    cli.main(["pack", str(tmp_path / "fused"), "--output", str(tmp_path / "packed")])
+    shutil.move(run, tmp_path / "elsewhere")  # the packed one is complete, and may be moved too
+    packed = RunDirectory(Path(shutil.move(tmp_path / "packed", tmp_path / "moved")))
+    assert str(tmp_path) not in packed.config.read_text()
+    fused = load_run(packed)[0].test_decoding.language_model
+    assert fused.alphabet == trained.alphabet
+    for weight, rounded in zip(trained.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(rounded, weight, rtol=1e-3, atol=1e-6)
+    run = tmp_path / "elsewhere"
+    used[-1] = f"{FUSION}.language_model.init_args.run={run}"
     message = fail_cli("test", *small, *used)
     assert "the language model's alphabet ' abcdefgh' differs from the data's" in message
     used[-1] = f"{FUSION}.language_model.init_args.run={fit}"
