@@ -35,8 +35,8 @@ def load_program(folder: Path) -> Transcriber:
     assert spec.loader
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
-    encoder, decoder = program.load("encoder.onnx"), program.load("decoder.onnx")
-    return lambda samples: program.transcribe(samples, encoder, decoder)
+    networks = program.load()
+    return lambda samples: program.transcribe(samples, networks)
 
 
 def main() -> None:

@@ -21,8 +21,14 @@ from datamodules.medmnist import MedMNISTDataModule
 from engine import RunDirectory, find_weights, read_checkpoint
 from errors import UserError
 from lightning_modules import ImageClassifier, SpeechRecognizer
-from networks import BeamSearch, CTCGreedySearch, GreedySearch, SpeechToText
-from networks.exportable import ExportableEncoder, ExportableStep, make_step
+from networks import (
+    BeamSearch,
+    CharacterLanguageModel,
+    CTCGreedySearch,
+    GreedySearch,
+    SpeechToText,
+)
+from networks.exportable import ExportableEncoder, ExportableStep, LanguageModelStep, make_step
 
 try:
     import onnx
@@ -73,10 +79,6 @@ def export(path: Path, output: Path | None, quantize: str | None) -> None:
         if quantize:  # the scores are of the exact weights
             for network in folder.glob("*.onnx"):
                 quantize_weights(network)
-        elif uses_language_model(model):
-            make_console().print(
-                "the language model of test_decoding is left out: transcripts can differ"
-            )
         elif scores := read_scores(run, step):
             described["scores"] = scores
         described["licence of the data"] = getattr(data, "licence", None)
@@ -121,6 +123,9 @@ def export_recognizer(model: SpeechRecognizer, folder: Path) -> dict[str, Any]:
     check_decoder(network, step, folder / "decoder.onnx")
     vocabulary = model.vocabulary
     start = zip(step.states, step.start(), strict=True)
+    language_model = getattr(model.test_decoding, "language_model", None)
+    if language_model is not None and search["language_model_weight"]:
+        search["language_model_state"] = export_language_model(language_model, folder)
     return {
         "task": "speech recognition",
         "sample_rate": rate,
@@ -150,6 +155,7 @@ def describe_search(model: SpeechRecognizer) -> dict[str, Any]:
     """
     strategy = model.test_decoding
     found = {"width": 1, "ctc_weight": 0.0, "length_exponent": 0.0, "end_margin": 10.0}
+    found["language_model_weight"] = 0.0
     if type(strategy) is CTCGreedySearch:
         found["width"] = 0
     elif type(strategy) is BeamSearch:
@@ -160,10 +166,16 @@ def describe_search(model: SpeechRecognizer) -> dict[str, Any]:
     return found | {"max_tokens": maximum}
 
 
-def uses_language_model(model: nn.Module) -> bool:
-    """Return whether a recognizer's test decodes with a language model."""
-    search = getattr(model, "test_decoding", None)
-    return isinstance(search, BeamSearch) and search.language_model is not None
+def export_language_model(model: CharacterLanguageModel, folder: Path) -> dict[str, list[int]]:
+    """Write a step of a language model; return the shapes of its state by name."""
+    step, path = LanguageModelStep(model.eval()), folder / "language_model"
+    start = step.start()
+    state = [torch.randn(2, *tensor.shape[1:]) for tensor in start]
+    axes: Axes = {"tokens": (0,), **dict.fromkeys(step.states, (0,))}
+    outputs = ("logits", *(f"new_{name}" for name in step.states))
+    convert(step, (torch.arange(2), *state), axes, outputs, path)
+    check_language_model(model, step, path.with_suffix(".onnx"))
+    return {name: list(x.shape[1:]) for name, x in zip(step.states, start, strict=True)}
 
 
 class ExportableClassifier(nn.Module):
@@ -246,7 +258,7 @@ def convert(
 
 def nest(module: nn.Module, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
     """Return the shapes as the module's arguments are: those of a state in a tuple."""
-    if not isinstance(module, ExportableStep):
+    if not isinstance(module, ExportableStep | LanguageModelStep):
         return tuple(shapes)
     named = len(shapes) - len(module.states)
     return (*shapes[:named], tuple(shapes[named:]))
@@ -317,6 +329,26 @@ def check_decoder(network: SpeechToText, step: ExportableStep, path: Path) -> No
             feed |= {"tokens": tokens.numpy(), "position": np.array([position])}
             feed |= dict(zip(step.states, state, strict=True))
             logits, *state = session.run(None, {k: v for k, v in feed.items() if k in known})
+            compare([logits], [expected], path)
+
+
+@torch.no_grad()
+def check_language_model(
+    model: CharacterLanguageModel, step: LanguageModelStep, path: Path
+) -> None:
+    """Compare an exported language model with `CharacterLanguageModel.step`, token by token.
+
+    Raises:
+        UserError: if they differ.
+    """
+    session = open_network(path)
+    for count in (1, 3):
+        known, state = model.start(), [np.repeat(x.numpy(), count, axis=0) for x in step.start()]
+        for position in range(3):
+            tokens = (torch.arange(count) + position) % model.embedding.num_embeddings
+            expected = model.step(tokens, known).log_softmax(-1)
+            feed = {"tokens": tokens.numpy(), **dict(zip(step.states, state, strict=True))}
+            logits, *state = session.run(None, feed)
             compare([logits], [expected], path)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
 from networks.attention import KeyValues, SoftmaxAttention
+from networks.language_model import CharacterLanguageModel
 from networks.speech_to_text import SpeechToText
 from networks.text_decoder import (
     TextDecoder,
@@ -141,6 +142,21 @@ class ExportableStep(nn.Module, ABC):
         return logits.log_softmax(-1), *state
 
 
+def step_lstm(
+    lstm: nn.LSTM, layer: int, x: Tensor, hidden: Tensor, cell: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the state (batch, hidden) of a layer after its next input.
+
+    As an operator, LSTM is exported with shapes that onnxruntime complains about.
+    """
+    weights: dict[str, Tensor] = dict(lstm.named_parameters())
+    gates = F.linear(x, weights[f"weight_ih_l{layer}"], weights[f"bias_ih_l{layer}"])
+    gates = gates + F.linear(hidden, weights[f"weight_hh_l{layer}"], weights[f"bias_hh_l{layer}"])
+    input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=1)
+    cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
+    return output_gate.sigmoid() * cell.tanh(), cell
+
+
 class RecurrentStep(ExportableStep):
     """A step of `TextDecoderRecurrent`; its state is that of the LSTM, (batch, hidden) each."""
 
@@ -151,16 +167,8 @@ class RecurrentStep(ExportableStep):
         return [torch.zeros(1, self.decoder.hidden_size) for _ in self.states]
 
     def read(self, tokens: Tensor, position: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        hidden, cell = state
-        lstm = self.decoder.lstm
         x = self.decoder.embedding_norm(self.decoder.embedding(tokens[:, 0]))
-        # As an operator, LSTM is exported with shapes that onnxruntime complains about.
-        weights: dict[str, Tensor] = dict(lstm.named_parameters())
-        gates = F.linear(x, weights["weight_ih_l0"], weights["bias_ih_l0"])
-        gates = gates + F.linear(hidden, weights["weight_hh_l0"], weights["bias_hh_l0"])
-        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=1)
-        cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
-        hidden = output_gate.sigmoid() * cell.tanh()
+        hidden, cell = step_lstm(self.decoder.lstm, 0, x, *state)
         return hidden[:, None], hidden, cell
 
 
@@ -206,3 +214,33 @@ def make_step(decoder: TextDecoder) -> ExportableStep:
                 "be an explicit cache"
             )
     return steps[type(decoder)](decoder)
+
+
+class LanguageModelStep(nn.Module):
+    """One step of a language model whose state is an argument.
+
+    Args:
+        model: trained language model.
+
+    Attributes:
+        states: names of the hidden and the cell state of each layer, (batch, hidden) each.
+    """
+
+    def __init__(self, model: CharacterLanguageModel) -> None:
+        super().__init__()
+        self.model = model
+        layers = range(model.lstm.num_layers)
+        self.states = tuple(f"{kind}_{layer}" for layer in layers for kind in ("hidden", "cell"))
+
+    def start(self) -> list[Tensor]:
+        """Return the state of one text before its first token."""
+        return [torch.zeros(1, self.model.lstm.hidden_size) for _ in self.states]
+
+    def forward(self, tokens: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return the log-probabilities after the tokens (batch,), and the new state."""
+        x = self.model.embedding(tokens)
+        new: list[Tensor] = []
+        for layer in range(self.model.lstm.num_layers):
+            x, cell = step_lstm(self.model.lstm, layer, x, *state[2 * layer : 2 * layer + 2])
+            new += [x, cell]
+        return self.model.output(x).log_softmax(-1), *new

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import soundfile
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 
 HERE = Path(__file__).parent
 MODEL = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
@@ -27,9 +27,10 @@ LARGEST_RESAMPLER = 10_000_000  # weights
 Array = NDArray[Any]
 
 
-def load(name: str) -> onnxruntime.InferenceSession:
-    """Load a network of this folder."""
-    return onnxruntime.InferenceSession(HERE / name, providers=["CPUExecutionProvider"])
+def load() -> dict[str, InferenceSession]:
+    """Load the networks of this folder."""
+    providers = ["CPUExecutionProvider"]
+    return {path.stem: InferenceSession(path, providers=providers) for path in HERE.glob("*.onnx")}
 
 
 def read(path: str) -> Array:
@@ -124,25 +125,28 @@ def accumulate(added: Array, sums: Array) -> Array:
     return np.pad(x, ((0, 0), (1, 0)), constant_values=-np.inf)
 
 
-class Decoder:
-    """Log-probabilities of the attention decoder, token by token."""
+class StepScores:
+    """Log-probabilities of a network that reads token by token: decoder or language model."""
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, keys: Array, values: Array, mask: Array
+        self,
+        session: InferenceSession,
+        state: dict[str, list[int]],
+        memory: dict[str, Array],
     ) -> None:
         self.session = session
-        self.memory = {"keys": keys, "values": values, "mask": mask}
-        self.state = {
-            name: np.zeros((1, *shape), np.float32) for name, shape in MODEL["state"].items()
-        }
+        self.memory = memory
+        self.state = {name: np.zeros((1, *shape), np.float32) for name, shape in state.items()}
         self.inputs = {value.name for value in session.get_inputs()}
         self.position = 0
         self.total = np.zeros(1)
 
     def extend(self, last: Array) -> Array:
         """Return the scores of all extensions of texts with the given last tokens."""
-        if len(last) != len(self.memory["mask"]):
-            self.memory = {k: np.repeat(x[:1], len(last), axis=0) for k, x in self.memory.items()}
+        self.memory = {
+            name: x if len(x) == len(last) else np.repeat(x[:1], len(last), axis=0)
+            for name, x in self.memory.items()
+        }
         feed = {"tokens": last, "position": np.array([self.position]), **self.memory, **self.state}
         logs, *state = self.session.run(
             None, {name: x for name, x in feed.items() if name in self.inputs}
@@ -158,10 +162,14 @@ class Decoder:
         self.total = scores
 
 
-def search(encoded: dict[str, Array], session: onnxruntime.InferenceSession) -> list[int]:
+def search(encoded: dict[str, Array], networks: dict[str, InferenceSession]) -> list[int]:
     """Return the best text of an encoded clip, as tokens: joint CTC/attention beam search."""
     weight, width, exponent = SEARCH["ctc_weight"], SEARCH["width"], SEARCH["length_exponent"]
-    decoder = Decoder(session, *(encoded[name] for name in ("keys", "values", "mask")))
+    memory = {name: encoded[name] for name in ("keys", "values", "mask")}
+    readers = [(1 - weight, StepScores(networks["decoder"], MODEL["state"], memory))]
+    if "language_model" in networks:
+        model = StepScores(networks["language_model"], SEARCH["language_model_state"], {})
+        readers.append((SEARCH["language_model_weight"], model))
     ctc = PrefixScores(encoded["ctc"][0]) if weight > 0 else None
     limit = SEARCH["max_tokens"]
     if ctc:
@@ -170,8 +178,9 @@ def search(encoded: dict[str, Array], session: onnxruntime.InferenceSession) -> 
     best: list[int] = []
     best_value = best_score = -np.inf
     for length in range(1, SEARCH["max_tokens"] + 1):
-        attention = decoder.extend(np.array([text[-1] for text in texts]))
-        total = (1 - weight) * attention
+        last = np.array([text[-1] for text in texts])
+        extended = [reader.extend(last) for _, reader in readers]
+        total = sum(share * logs for (share, _), logs in zip(readers, extended, strict=True))
         if ctc:
             total = total + weight * ctc.extend()
         total[:, [START, PAD]] = -np.inf
@@ -180,7 +189,8 @@ def search(encoded: dict[str, Array], session: onnxruntime.InferenceSession) -> 
         rows, tokens = np.divmod(chosen, total.shape[1])
         scores = total[rows, tokens]
         texts = [[*texts[row], int(token)] for row, token in zip(rows, tokens, strict=True)]
-        decoder.append(rows, attention[rows, tokens])
+        for (_, reader), logs in zip(readers, extended, strict=True):
+            reader.append(rows, logs[rows, tokens])
         if ctc:
             ctc.append(rows, tokens)
         ended = np.where(tokens == STOP, scores, -np.inf)
@@ -203,18 +213,14 @@ def search_ctc(encoded: dict[str, Array]) -> list[int]:
     return list(path[spoken])
 
 
-def transcribe(
-    samples: Array,
-    encoder: onnxruntime.InferenceSession,
-    decoder: onnxruntime.InferenceSession,
-) -> str:
+def transcribe(samples: Array, networks: dict[str, InferenceSession]) -> str:
     """Return the text of a waveform at the recognizer's rate."""
-    texts = []
+    encoder, texts = networks["encoder"], []
     for piece in split(samples):
         feed = {"waveforms": piece[None].astype(np.float32), "lengths": np.array([len(piece)])}
         names = [value.name for value in encoder.get_outputs()]
         encoded = dict(zip(names, encoder.run(None, feed), strict=True))
-        tokens = search(encoded, decoder) if SEARCH["width"] else search_ctc(encoded)
+        tokens = search(encoded, networks) if SEARCH["width"] else search_ctc(encoded)
         spoken = [SYMBOLS[token] for token in tokens if token not in (START, STOP, PAD)]
         texts.append("".join(spoken).strip())
     return " ".join(filter(None, texts))
@@ -224,8 +230,7 @@ def main() -> None:
     """Transcribe the recordings of the command line."""
     if len(sys.argv) < 2:
         sys.exit("usage: python run.py RECORDING…")
-    encoder, decoder = load("encoder.onnx"), load("decoder.onnx")
-    failed = 0
+    networks, failed = load(), 0
     for path in sys.argv[1:]:
         try:
             samples = read(path)
@@ -233,7 +238,7 @@ def main() -> None:
             failed += 1
             print(f"skipped: {path} ({error})", file=sys.stderr)
             continue
-        print(f"{path}\t{transcribe(samples, encoder, decoder)}", flush=True)
+        print(f"{path}\t{transcribe(samples, networks)}", flush=True)
     sys.exit(f"error: {failed} file(s) could not be transcribed" if failed else 0)
 
 

@@ -19,6 +19,7 @@ from torchaudio.functional import resample
 
 import cli
 from commands.stages import load_run
+from datamodules.vocabulary import COURSE_ALPHABET
 from engine import RunDirectory
 from tests.conftest import CONFIGS, ROOT, SAMPLE_RATE, SMALL_MODEL, hear_tones, speak_tones
 
@@ -136,6 +137,36 @@ def test_joint_search_gives_equal_transcripts(
     assert len(rows[0][1]) > 4 * max(len(text) for _, text in expected)
     with pytest.raises(SystemExit, match="already exists"):
         cli.main(["export", str(run)])
+
+
+def test_a_language_model_joins_the_exported_search(
+    recurrent: Path,
+    files: list[Path],
+    tones: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    run_cli: Callable[..., Path],
+) -> None:
+    settings = [f"--config={CONFIGS / 'lm_character.yaml'}", "--trainer.max_epochs=20"]
+    settings += [f"--data.init_args.corpus.init_args.root={tones}", "--data.init_args.batch_size=8"]
+    settings += [f"--data.init_args.corpus.init_args.alphabet={COURSE_ALPHABET}"]
+    settings += ["--model.init_args.network.init_args.hidden_size=16"]
+    model = run_cli("fit", *settings, "--trainer.enable_progress_bar=false")
+    run = copy_with_search(recurrent, tmp_path, "joint")
+    alone = predict(run, files, capsys, monkeypatch)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    fusion = config["model"]["init_args"]["test_decoding"]["init_args"]
+    fusion["language_model"] = {
+        "class_path": "lightning_modules.TrainedLanguageModel",
+        "init_args": {"run": str(model)},
+    }
+    fusion["language_model_weight"] = 3.0
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    expected = predict(run, files, capsys, monkeypatch)
+    assert expected != alone
+    cli.main(["export", str(run)])
+    assert execute(run / "exported", *files) == (expected, "", 0)
 
 
 def test_eight_bits_are_smaller_and_nearly_equal(

@@ -66,8 +66,8 @@ def test_a_trained_language_model_joins_the_beam_search(
     assert str(tmp_path) not in packed.config.read_text()
     fused = load_run(packed)[0].test_decoding.language_model
     assert fused.alphabet == trained.alphabet
-    for weight, rounded in zip(trained.parameters(), fused.parameters(), strict=True):
-        torch.testing.assert_close(rounded, weight, rtol=1e-3, atol=1e-6)
+    for exact, rounded in zip(trained.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(rounded, exact, rtol=1e-3, atol=1e-6)
     run = tmp_path / "elsewhere"
     used[-1] = f"{FUSION}.language_model.init_args.run={run}"
     message = fail_cli("test", *small, *used)
