@@ -130,6 +130,10 @@ def build_parser() -> argparse.ArgumentParser:
         default=30,
         help="maximum length of a recording (default: %(default)s)",
     )
+    calibrate = add(
+        "calibrate", "fit the confidence of words to test_decoding", "calibrate:calibrate"
+    )
+    add_run(calibrate, "run directory of a recognizer with CTC")
     pack = add("pack", "copy what prediction and fine-tuning need, in half precision", "pack:pack")
     add_run(pack)
     pack.add_argument(

@@ -187,10 +187,18 @@ class SpeechRecognizer(TrainingModule):
     def validation_step(self, batch: SpeechBatch) -> dict[str, Any]:
         """Evaluate a batch like `test_step`, and collect its words to calibrate confidence."""
         found = self._evaluate(batch, self.val_losses, self.val_scores, self.decoding)
-        for words, reference in zip(found.get("words", ()), found["references"], strict=False):
-            correct = mark_correct([word.text for word in words], reference.split())
-            self._scored_words += zip([word.score for word in words], correct, strict=True)
+        if "words" in found:
+            self._scored_words += self.score_words(found["words"], found["references"])
         return found
+
+    @staticmethod
+    def score_words(found: list[list[Word]], references: list[str]) -> list[tuple[float, bool]]:
+        """Return the score of each word of transcripts, and whether the word is right."""
+        scored: list[tuple[float, bool]] = []
+        for words, reference in zip(found, references, strict=True):
+            correct = mark_correct([word.text for word in words], reference.split())
+            scored += zip([word.score for word in words], correct, strict=True)
+        return scored
 
     def on_validation_epoch_end(self) -> None:
         """Calibrate the confidence of words."""
@@ -269,13 +277,17 @@ class SpeechRecognizer(TrainingModule):
         self.log_dict(loss_metrics, batch_size=len(batch.ids))
         is_test = scores is self.test_scores
         transcripts = self.transcribe(memory, memory_mask, decoding, warn_if_cut=is_test)
-        references = [self.vocabulary.decode(tokens) for tokens in batch.tokens.tolist()]
+        references = self.spell(batch)
         scores.update(transcripts, references)
         for name, score in scores.items():
             self.log(name, score, batch_size=len(references), prog_bar=name == "val/cer")
         words = self._find_words(memory, memory_mask, transcripts)
         found = {"references": references, "transcripts": transcripts, **words}
         return {"encoded": (memory, memory_mask), **found}
+
+    def spell(self, batch: SpeechBatch) -> list[str]:
+        """Return the reference texts of a batch, spelled with the vocabulary."""
+        return [self.vocabulary.decode(tokens) for tokens in batch.tokens.tolist()]
 
     def _find_words(
         self, memory: Tensor, memory_mask: Tensor, transcripts: list[str]
