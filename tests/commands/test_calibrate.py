@@ -30,8 +30,8 @@ def test_it_equals_the_validations_if_both_search_alike(
     assert "words of validation" in capsys.readouterr().out
 
     config = run / "config.yaml"
-    search = config.read_text().rpartition("test_decoding:")
-    config.write_text("".join(search[:2]) + search[2].replace("width: 1", "width: 8", 1))
+    parts = config.read_text().rpartition("test_decoding:")
+    config.write_text("".join(parts[:2]) + parts[2].replace("width: 1", "width: 8", 1))
     cli.main(["calibrate", str(run)])
     assert torch.load(best, weights_only=True)["calibration"] != after["calibration"]
 
