@@ -284,7 +284,7 @@ def run_own(options: argparse.Namespace) -> None:
     except OSError as error:
         if error.filename is None:
             raise UserError(str(error)) from error
-        raise UserError(f"{error.filename} cannot be used ({error.strerror})") from error
+        raise UserError(f"{error.filename} cannot be used ({error.strerror or error})") from error
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -195,8 +195,7 @@ class SuiteCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run.path)
         config = self.config_init[self.subcommand]
         trainer = config.trainer
-        plugins = trainer.plugins or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = as_list(trainer.plugins)
         kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         self.shutdown = GracefulShutdown(find_slurm(plugins))
         # False leaves the initial weights unseeded; training is seeded in any case.
@@ -205,9 +204,7 @@ class SuiteCLI(LightningCLI):
         # Shutdown comes first, to stop before other callbacks have seen the next batch. The
         # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
         engine = [OptimizerSettings(), Reproducibility(seed)]
-        callbacks = trainer.callbacks or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        kwargs["callbacks"] = [self.shutdown, *callbacks, *engine]
+        kwargs["callbacks"] = [self.shutdown, *as_list(trainer.callbacks), *engine]
         mixed = getattr(self.model, "mixed_precision", False)
         if self.subcommand == "fit" and trainer.precision is None and mixed:
             kwargs["precision"] = self.resume_precision or choose_precision(trainer.accelerator)
@@ -272,8 +269,7 @@ class SuiteCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predict; see `_run`."""
         hooks = ("on_predict_batch_end", "on_predict_epoch_end", "on_predict_end")
-        chosen = self.config_init[self.subcommand].trainer.callbacks or []
-        writers = [self.model, *(chosen if isinstance(chosen, list) else [chosen])]
+        writers = [self.model, *as_list(self.config_init[self.subcommand].trainer.callbacks)]
         if not any(is_overridden(hook, writer) for hook in hooks for writer in writers):
             rank_zero_info("Nothing in trainer.callbacks writes the predictions: they will be lost")
         self._run(self.trainer.predict, kwargs)
@@ -324,6 +320,13 @@ class SuiteCLI(LightningCLI):
             metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
             checkpoint = None if self.checkpoint is None else str(self.checkpoint)
             self.run.write_scores(Scores(checkpoint, self.resume_step, metrics))
+
+
+def as_list(given: Any) -> list[Any]:
+    """Return what a configuration gives: nothing, one object or a list of them."""
+    if given is None:
+        return []
+    return given if isinstance(given, list) else [given]
 
 
 def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:

@@ -70,7 +70,8 @@ class RunDirectory:
         """Return the scores of the latest test; None if there was none."""
         if not self.test_metrics.is_file():
             return None
-        return Scores(**json.loads(self.test_metrics.read_text(encoding="utf-8")))
+        record = json.loads(self.test_metrics.read_text(encoding="utf-8"))
+        return Scores(**{"step": -1, **record})  # version 0.1.0 did not write the step
 
     def holds_run(self) -> bool:
         """Return whether anything was trained here."""

@@ -54,9 +54,11 @@ def test_missing_unfinished_and_incomparable_runs_are_named(
         with pytest.raises(SystemExit, match=message):
             cli.main(["compare", str(image), str(other), "--output", str(tmp_path / "out")])
     scores = json.loads((image / "test_metrics.json").read_text())
-    (image / "test_metrics.json").write_text(json.dumps(scores | {"step": 1}))
-    with pytest.raises(SystemExit, match=r"test_metrics\.json is not of best\.ckpt: test the run"):
-        cli.main(["compare", str(image), "--output", str(tmp_path / "out")])
+    without = {key: value for key, value in scores.items() if key != "step"}  # version 0.1.0
+    for stale in (scores | {"step": 1}, without):
+        (image / "test_metrics.json").write_text(json.dumps(stale))
+        with pytest.raises(SystemExit, match=r"test_metrics\.json is not of best\.ckpt: test the"):
+            cli.main(["compare", str(image), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +82,11 @@ def test_unreadable_clips_are_left_out_counted_once_and_named(pairs: Path) -> No
         data.on_before_batch_transfer(data.datasets["train"][[2, 3]], 0)
     with pytest.raises(UserError, match=r"T-002\.flac .*nor can any other clip of its batch"):
         data.datasets["train"][[1, 2]]
+
+
+def test_a_jobs_workers_are_as_many_as_its_own_cores(
+    tones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
+    monkeypatch.setattr(LJSpeechDataModule, "_is_on_gpu", lambda data: True)
+    assert LJSpeechDataModule(str(tones)).loader_options()["num_workers"] == 3
