@@ -72,6 +72,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
         channel: number of the channel to read, from 0; None averages the channels.
         augment: augmentation of each clip; none by default.
         multiple: number of samples that batches are padded to a multiple of.
+        token_multiple: number of tokens that batches are padded to a multiple of.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
         channel: int | None = None,
         augment: ClipAugment | None = None,
         multiple: int = 1,
+        token_multiple: int = 1,
     ) -> None:
         self.clips = clips
         self.vocabulary = vocabulary
@@ -89,6 +91,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
         self.channel = channel
         self.augment = augment
         self.multiple = multiple
+        self.token_multiple = token_multiple
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -110,16 +113,21 @@ class SpeechDataset(Dataset[SpeechBatch]):
             read.append(i)
             waveforms.append(waveform)
             tokens.append(torch.tensor(self.vocabulary.encode(clip.text if has_text else "")))
-        padded = pad_sequence(waveforms, batch_first=True)
-        if missing := -padded.shape[1] % self.multiple:
-            padded = F.pad(padded, (0, missing))
+        padded = pad(waveforms, self.multiple, 0)
         return SpeechBatch(
             indices=torch.tensor(read),
             ids=tuple(self.clips[i].id for i in read),
             waveforms=padded,
             lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-            tokens=pad_sequence(tokens, batch_first=True, padding_value=self.vocabulary.pad),
+            tokens=pad(tokens, self.token_multiple, self.vocabulary.pad),
             token_lengths=torch.tensor([len(t) for t in tokens]),
             seconds=padded.shape[1] / self.sample_rate,
             unreadable=tuple(unreadable),
         )
+
+
+def pad(sequences: Sequence[Tensor], multiple: int, value: int) -> Tensor:
+    """Return sequences as rows of one length, a multiple of ``multiple``, filled with ``value``."""
+    padded = pad_sequence(list(sequences), batch_first=True, padding_value=value)
+    missing = -padded.shape[1] % multiple
+    return F.pad(padded, (0, missing), value=value) if missing else padded

@@ -1,10 +1,26 @@
 """The recognizer's network: from waveforms and the text so far to the next token."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from networks.audio_encoder import SpeechEncoder
 from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
 from networks.text_decoder import TextDecoder
+
+
+class Prediction(NamedTuple):
+    """What the network computes of a batch.
+
+    Attributes:
+        logits: (batch, length, vocabulary) of the token after each of the tokens.
+        memory: encoded audio (batch, positions, hidden).
+        memory_mask: (batch, positions), true on real positions.
+    """
+
+    logits: Tensor
+    memory: Tensor
+    memory_mask: Tensor
 
 
 class SpeechToText(nn.Module):
@@ -61,9 +77,16 @@ class SpeechToText(nn.Module):
             spectrograms = self.augment(spectrograms, frames)
         return self.encoder(spectrograms, frames)
 
-    def forward(self, waveforms: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
-        """Return the logits (batch, length, vocabulary) of the token after each of the tokens."""
-        return self.decoder(tokens, *self.encode(waveforms, lengths))
+    def forward(self, waveforms: Tensor, lengths: Tensor, tokens: Tensor) -> Prediction:
+        """Encode clips as `encode` does, and predict the token after each of the tokens.
+
+        Args:
+            waveforms: (batch, samples).
+            lengths: (batch,) lengths in samples.
+            tokens: (batch, length), each text after its start token.
+        """
+        memory, memory_mask = self.encode(waveforms, lengths)
+        return Prediction(self.decoder(tokens, memory, memory_mask), memory, memory_mask)
 
     def ctc_log_probabilities(self, memory: Tensor) -> Tensor:
         """Return the CTC head's log-probabilities of encodings, in float32.

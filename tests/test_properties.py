@@ -161,7 +161,7 @@ def logits(network: SpeechToText, clips: list[Tensor], texts: list[Tensor]) -> l
     waveforms = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
     tokens = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=PAD)
     with torch.no_grad():
-        found = network(waveforms, lengths, tokens)
+        found = network(waveforms, lengths, tokens).logits
     return [row[: len(text)] for row, text in zip(found, texts, strict=True)]
 
 

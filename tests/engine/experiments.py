@@ -25,6 +25,8 @@ TASKS = [
     "scratch",
     "boolean",
 ]
+if torch.cuda.is_available():
+    TASKS += ["recognizer, graphs", "best, graphs", "cnn, two steps at once, graphs"]
 
 
 def arguments(task: str, small: list[str], retinas: Path) -> list[str]:
@@ -40,7 +42,7 @@ def arguments(task: str, small: list[str], retinas: Path) -> list[str]:
     elif task == "boolean":
         args = ["--config", str(CONFIGS / "boolean_perceptron.yaml")]
         args += ["--data.init_args.dimension=4", "--data.init_args.batch_size=4"]
-    elif task == "best":
+    elif "best" in task:
         args = image_arguments("best", retinas)
         network = "--model.init_args.network.init_args"
         args += [f"{network}.widths=[4,8]", f"{network}.blocks=1"]
@@ -54,6 +56,8 @@ def arguments(task: str, small: list[str], retinas: Path) -> list[str]:
             args += ["--trainer.val_check_interval=0.5", "--trainer.max_steps=7"]
     if torch.cuda.is_available():  # by default, sums on a GPU have no fixed order
         args.append("--trainer.deterministic=true")
+    if "graphs" in task:
+        args.append("--trainer.callbacks+=callbacks.CUDAGraphs")
     return [*args, *QUIET, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
 
 

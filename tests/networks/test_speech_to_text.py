@@ -75,9 +75,9 @@ def test_a_clip_alone_equals_the_clip_in_a_batch(
     )
     waveforms, lengths = ragged_clips()
     tokens = torch.randint(0, 9, (4, 6))
-    together = network(waveforms, lengths, tokens)
+    together = network(waveforms, lengths, tokens).logits
     for i, length in enumerate(lengths):
-        alone = network(waveforms[i : i + 1, :length], lengths[i : i + 1], tokens[i : i + 1])
+        alone = network(waveforms[i : i + 1, :length], lengths[i : i + 1], tokens[i : i + 1]).logits
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
 
 
@@ -90,7 +90,7 @@ def test_a_prediction_depends_on_the_text_so_far_and_not_on_what_follows(
     tokens = torch.randint(0, 9, (4, 6))
     changed = tokens.clone()
     changed[:, 3] = (changed[:, 3] + 1) % 9
-    before, after = (network(waveforms, lengths, t) for t in (tokens, changed))
+    before, after = (network(waveforms, lengths, t).logits for t in (tokens, changed))
     torch.testing.assert_close(before[:, :3], after[:, :3])
     assert ((before[:, 3:] - after[:, 3:]).abs().amax((0, 2)) > 1e-4).all()
 
@@ -209,7 +209,7 @@ def test_mismatched_parts_and_texts_that_are_too_long_are_rejected() -> None:
 def test_gradients_reach_every_parameter() -> None:
     for decoder in DECODERS:
         network = small_network(decoder, max_tokens=6).train()
-        network(*ragged_clips(), torch.randint(0, 9, (4, 6))).square().sum().backward()
+        network(*ragged_clips(), torch.randint(0, 9, (4, 6))).logits.square().sum().backward()
         for name, parameter in network.named_parameters():
             assert parameter.grad is not None, name
             if name == "decoder.self_attention.key.bias":  # no effect on softmax

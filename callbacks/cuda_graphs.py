@@ -1,0 +1,188 @@
+"""Training with CUDA graphs."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from errors import UserError
+
+WARM_UP = 3
+"""Passes before a recording, in which libraries choose their algorithms; PyTorch advises 3."""
+
+
+class CUDAGraphs(Callback):
+    """Replay the network's forward and backward pass instead of starting each operation anew.
+
+    A GPU finishes the operations of a small network faster than Python starts them. A CUDA graph
+    starts all of a pass at once. One is recorded for each shape of batch, when the first batch of
+    that shape arrives; the data modules round shapes up on a GPU, so that there are few.
+
+    The loss, gradient clipping and the optimizer's step are not part of the graphs, nor are
+    validation and test. A graph repeats its operations with new random numbers, drawn from the
+    generator that `Reproducibility` seeds.
+
+    The network must be the module's attribute ``network``. Its forward pass must take tensors only,
+    return a tensor or a named tuple of tensors, and not depend on their values in Python.
+
+    Args:
+        max_shapes: maximum number of recorded shapes; each keeps its inputs, outputs and gradients
+            in the GPU's memory. Batches of further shapes are trained on without a graph.
+    """
+
+    def __init__(self, max_shapes: int = 200) -> None:
+        self.max_shapes = max_shapes
+        self._network: nn.Module | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that graphs can be used.
+
+        Raises:
+            UserError: if not; names the reason.
+        """
+        if stage != "fit":
+            return
+        device = trainer.strategy.root_device.type
+        if device != "cuda":
+            raise UserError(f"callbacks.CUDAGraphs needs a GPU, and this run is on {device}")
+        if trainer.world_size > 1:
+            raise UserError("callbacks.CUDAGraphs needs --trainer.devices=1")
+        if trainer.accumulate_grad_batches != 1:
+            # The gradients of all batches of one shape are in the same memory.
+            raise UserError("callbacks.CUDAGraphs needs --trainer.accumulate_grad_batches=1")
+        if not isinstance(getattr(pl_module, "network", None), nn.Module):
+            kind = type(pl_module).__name__
+            raise UserError(f"callbacks.CUDAGraphs needs a module in {kind}'s attribute network")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace the network's forward pass."""
+        network: Any = pl_module.network
+        network.forward = GraphedForward(network, self.max_shapes)
+        self._network = network
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the network's forward pass, and free the graphs' memory."""
+        if self._network is not None:
+            del self._network.forward
+            self._network = None
+
+
+class GraphedForward:
+    """A module's forward pass, replayed in training."""
+
+    def __init__(self, network: nn.Module, max_shapes: int) -> None:
+        self.network = network
+        self.forward = network.forward
+        self.max_shapes = max_shapes
+        self.recordings: dict[Any, Recording] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        if not (self.network.training and torch.is_grad_enabled()):
+            return self.forward(*inputs)
+        shapes = tuple((x.shape, x.dtype) for x in inputs)
+        if shapes not in self.recordings:
+            if len(self.recordings) >= self.max_shapes:
+                return self.forward(*inputs)
+            self.recordings[shapes] = self._record(inputs)
+        return self.recordings[shapes].replay(inputs)
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> "Recording":
+        """Record without changing random numbers or running statistics."""
+        device = inputs[0].device
+        generator = torch.cuda.get_rng_state(device)
+        before = [buffer.clone() for buffer in self.network.buffers()]
+        recording = Recording(self.forward, self.network.parameters(), inputs, self.pool)
+        for buffer, value in zip(self.network.buffers(), before, strict=True):
+            buffer.copy_(value)
+        torch.cuda.set_rng_state(generator, device)
+        return recording
+
+
+class Recording:
+    """CUDA graphs of the forward and the backward pass for inputs of one shape.
+
+    PyTorch's ``make_graphed_callables`` does the same, but in PyTorch 2.11 a recording fails if
+    another thread pins memory meanwhile, as a DataLoader does.
+
+    Args:
+        forward: forward pass.
+        parameters: parameters to compute gradients for.
+        inputs: inputs of the shape.
+        pool: memory shared by recordings that are never replayed at the same time.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        parameters: Iterable[nn.Parameter],
+        inputs: tuple[Tensor, ...],
+        pool: Any,
+    ) -> None:
+        self.inputs = [x.clone() for x in inputs]
+        self.parameters = [p for p in parameters if p.requires_grad]
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(WARM_UP):
+                outputs = as_tuple(forward(*self.inputs))
+                self._backward(outputs, [torch.zeros_like(x) for x in trained(outputs)])
+        del outputs
+        torch.cuda.synchronize()
+
+        self.graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        capture: Any = {"pool": pool, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(self.graphs[0], **capture):
+            result = forward(*self.inputs)
+        self.pack = getattr(result, "_make", lambda outputs: outputs[0])
+        outputs = as_tuple(result)
+        self.output_gradients = [torch.zeros_like(x) if x.requires_grad else None for x in outputs]
+        with torch.cuda.graph(self.graphs[1], **capture):
+            self.gradients = self._backward(
+                outputs, [x for x in self.output_gradients if x is not None]
+            )
+        self.outputs = [x.detach() for x in outputs]
+
+    def _backward(
+        self, outputs: tuple[Tensor, ...], gradients: list[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(trained(outputs), self.parameters, gradients, allow_unused=True)
+
+    def replay(self, inputs: tuple[Tensor, ...]) -> Any:
+        """Return the outputs for new inputs; valid until the next replay."""
+        for static, value in zip(self.inputs, inputs, strict=True):
+            static.copy_(value)
+        return self.pack(_Replay.apply(self, *self.parameters))  # type: ignore[no-untyped-call]
+
+
+def as_tuple(result: Any) -> tuple[Tensor, ...]:
+    """Return the outputs of a forward pass as a tuple."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def trained(outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the outputs that gradients flow through."""
+    return [x for x in outputs if x.requires_grad]
+
+
+class _Replay(torch.autograd.Function):
+    """A recorded pass as a function of the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, recording: Recording, *parameters: nn.Parameter) -> Any:  # noqa: ARG004
+        ctx.recording = recording
+        recording.graphs[0].replay()
+        outputs = tuple(x.detach() for x in recording.outputs)
+        ctx.mark_non_differentiable(*(x for x in outputs if not x.is_floating_point()))
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        recording: Recording = ctx.recording
+        for static, gradient in zip(recording.output_gradients, gradients, strict=True):
+            if static is not None:
+                static.copy_(gradient)
+        recording.graphs[1].replay()
+        return None, *(None if g is None else g.detach() for g in recording.gradients)
