@@ -123,6 +123,9 @@ class Recording:
     ) -> None:
         self.inputs = [x.clone() for x in inputs]
         self.parameters = [p for p in parameters if p.requires_grad]
+        # cuBLAS warns if it is the first that the thread of backward passes calls.
+        x = torch.ones((), device=inputs[0].device, requires_grad=True)
+        (x * x).backward()
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(WARM_UP):

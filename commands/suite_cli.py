@@ -43,6 +43,7 @@ from engine import (
     choose_precision,
     describe,
     find_weights,
+    fuse_steps,
     group_parameters,
     initialize_from,
     is_lost_peer,
@@ -243,6 +244,7 @@ class SuiteCLI(LightningCLI):
             optimizer = instantiate_class(groups, config.optimizer)
             if lr_scheduler is not None:
                 lr_scheduler = instantiate_class(optimizer, config.lr_scheduler)
+        fuse_steps(optimizer)
         if lr_scheduler is None or isinstance(lr_scheduler, ReduceLROnPlateau):
             return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
         if isinstance(lr_scheduler, WarmupLinearDecay) and lr_scheduler.total_steps is None:

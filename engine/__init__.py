@@ -11,7 +11,7 @@ from engine.distributed import gather, is_lost_peer, leave_process_group
 from engine.initialization import find_weights, group_parameters, initialize_from
 from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
 from engine.metrics_csv import MetricsCSV, read_rows
-from engine.optimizer_settings import OptimizerSettings
+from engine.optimizer_settings import OptimizerSettings, fuse_steps
 from engine.precision import choose_precision
 from engine.reproducibility import Reproducibility
 from engine.run_directory import RunDirectory, Scores, read_checkpoint
@@ -38,6 +38,7 @@ __all__ = [
     "describe",
     "end_workers",
     "find_weights",
+    "fuse_steps",
     "gather",
     "group_parameters",
     "initialize_from",

@@ -4,11 +4,25 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
+from torch.optim import Optimizer
 
 from engine.initialization import OTHERS
 from errors import UserError
 
 Settings = dict[str, Any]
+
+
+def fuse_steps(optimizer: Optimizer) -> None:
+    """Let an optimizer update all its parameters in one pass, unless its settings say how.
+
+    The pass takes a fourth of the time of PyTorch's default on a CPU, and a tenth of the time of
+    its launches on a GPU (docs/speed.md).
+    """
+    for group in optimizer.param_groups:
+        is_open = all(group.get(key, False) is None for key in ("fused", "foreach"))
+        devices = {parameter.device.type for parameter in group["params"]}
+        if is_open and not group.get("differentiable") and devices <= {"cpu", "cuda"}:
+            group["fused"] = True
 
 
 class OptimizerSettings(Callback):
@@ -69,7 +83,6 @@ class OptimizerSettings(Callback):
         before, self._before = self._before, {}
         if not before:
             return
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         for name in before | self._now:
             old, new = before.get(name, {}), self._now.get(name, {})
             kind, number = name.split()
@@ -78,11 +91,16 @@ class OptimizerSettings(Callback):
                     continue
                 if kind == "schedule" or key == "class":
                     raise UserError(explain_refusal(kind, key, old.get(key), new.get(key)))
+                groups = [group for each in trainer.optimizers for group in each.param_groups]
                 if key == "lr":
                     change_rate(trainer, groups[int(number)], old["lr"], new["lr"])
                 else:
                     groups[int(number)][key] = new[key]
                 rank_zero_info(f"{key} of the optimizer was {old[key]} and is {new[key]} now")
+                if key == "fused":
+                    for optimizer in trainer.optimizers:
+                        # Moves the step counts to the device, where a fused step needs them.
+                        optimizer.load_state_dict(optimizer.state_dict())
 
 
 def group_names(settings: dict[str, Settings]) -> list[str]:

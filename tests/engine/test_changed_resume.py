@@ -12,7 +12,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
 import cli
-from engine import OptimizerSettings
+from engine import OptimizerSettings, fuse_steps
 from tests.engine.experiments import (
     QUIET,
     arguments,
@@ -100,6 +100,46 @@ def test_the_command_lines_optimizer_wins_over_the_checkpoints(
     assert found == pytest.approx(rates[:3] + [rate / 2 for rate in rates[3:]])
     group = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert group["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.1
+
+
+def test_a_run_whose_steps_were_not_fused_is_resumed_with_fused_steps(
+    retinas: Path,
+    small: list[str],
+    run_cli: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Steps are fused unless the configuration says otherwise; rounding is all that differs."""
+    experiment = [*arguments("cnn", small, retinas), "--optimizer=torch.optim.AdamW"]
+    plain = "--optimizer.init_args.fused=false"
+    run = run_cli("fit", *experiment, plain)
+    whole = final_state(run)
+    run.rename(tmp_path / "whole run")
+    with pytest.raises(SystemExit):
+        run_cli("fit", *experiment, plain, *stop_at(3))
+    run_cli("fit", *experiment, "--ckpt_path=last")
+    found = final_state(run)
+    fused = [state["optimizer_states"][0]["param_groups"][0]["fused"] for state in (whole, found)]
+    assert fused == [False, True]
+    assert "fused of the optimizer was False and is True now" in caplog.text
+    torch.testing.assert_close(found["state_dict"], whole["state_dict"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_fused"),
+    [
+        ({}, True),
+        ({"fused": False}, False),
+        ({"foreach": True}, None),
+        ({"differentiable": True}, None),
+    ],
+)
+def test_steps_are_fused_unless_the_settings_say_how(
+    settings: dict[str, Any], is_fused: bool | None
+) -> None:
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(2))], 0.1, **settings)
+    fuse_steps(optimizer)
+    assert optimizer.param_groups[0]["fused"] is is_fused
 
 
 def test_a_new_rate_goes_to_the_schedule_of_its_own_optimizer() -> None:
