@@ -1,6 +1,6 @@
 """Training with CUDA graphs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +18,15 @@ class CUDAGraphs(Callback):
 
     A GPU finishes the operations of a small network faster than Python starts them. A CUDA graph
     starts all of a pass at once. One is recorded for each shape of batch, when the first batch of
-    that shape arrives; the data modules round shapes up on a GPU, so that there are few.
+    that shape arrives; the speech data modules round shapes up on a GPU, so that there are few.
 
     The loss, gradient clipping and the optimizer's step are not part of the graphs, nor are
     validation and test. A graph repeats its operations with new random numbers, drawn from the
     generator that `Reproducibility` seeds.
 
-    The network must be the module's attribute ``network``. Its forward pass must take tensors only,
-    return a tensor or a named tuple of tensors, and not depend on their values in Python.
+    The network must be the module's attribute ``network``, called once per step. Its forward pass
+    must take tensors only, return a tensor or a named tuple of tensors, and not depend on their
+    values in Python.
 
     Args:
         max_shapes: maximum number of recorded shapes; each keeps its inputs, outputs and gradients
@@ -49,9 +50,6 @@ class CUDAGraphs(Callback):
             raise UserError(f"callbacks.CUDAGraphs needs a GPU, and this run is on {device}")
         if trainer.world_size > 1:
             raise UserError("callbacks.CUDAGraphs needs --trainer.devices=1")
-        if trainer.accumulate_grad_batches != 1:
-            # The gradients of all batches of one shape are in the same memory.
-            raise UserError("callbacks.CUDAGraphs needs --trainer.accumulate_grad_batches=1")
         if not isinstance(getattr(pl_module, "network", None), nn.Module):
             kind = type(pl_module).__name__
             raise UserError(f"callbacks.CUDAGraphs needs a module in {kind}'s attribute network")
@@ -70,31 +68,48 @@ class CUDAGraphs(Callback):
 
 
 class GraphedForward:
-    """A module's forward pass, replayed in training."""
+    """A module's forward pass, replayed in training.
+
+    Attributes:
+        replays: number of replays so far.
+    """
 
     def __init__(self, network: nn.Module, max_shapes: int) -> None:
         self.network = network
         self.forward = network.forward
         self.max_shapes = max_shapes
+        self.replays = 0
         self.recordings: dict[Any, Recording] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        if not (self.network.training and torch.is_grad_enabled()):
-            return self.forward(*inputs)
-        shapes = tuple((x.shape, x.dtype) for x in inputs)
-        if shapes not in self.recordings:
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        is_training = self.network.training and torch.is_grad_enabled()
+        if not is_training or any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return self.forward(*inputs, **options)
+        if options or not all(isinstance(x, Tensor) for x in inputs):
+            kind = type(self.network).__name__
+            raise UserError(f"callbacks.CUDAGraphs: {kind} is not called with tensors alone")
+        is_trained = tuple(p.requires_grad for p in self.network.parameters())
+        key = *((x.shape, x.dtype) for x in inputs), is_trained
+        if key not in self.recordings:
             if len(self.recordings) >= self.max_shapes:
                 return self.forward(*inputs)
-            self.recordings[shapes] = self._record(inputs)
-        return self.recordings[shapes].replay(inputs)
+            self.recordings[key] = self._record(inputs)
+        self.replays += 1
+        return self.recordings[key].replay(self, inputs)
 
     def _record(self, inputs: tuple[Tensor, ...]) -> "Recording":
         """Record without changing random numbers or running statistics."""
         device = inputs[0].device
         generator = torch.cuda.get_rng_state(device)
         before = [buffer.clone() for buffer in self.network.buffers()]
-        recording = Recording(self.forward, self.network.parameters(), inputs, self.pool)
+        try:
+            recording = Recording(self.forward, self.network.parameters(), inputs, self.pool)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            kind, (reason, *_) = type(self.network).__name__, str(error).splitlines()
+            raise UserError(f"callbacks.CUDAGraphs cannot record {kind}: {reason}") from error
         for buffer, value in zip(self.network.buffers(), before, strict=True):
             buffer.copy_(value)
         torch.cuda.set_rng_state(generator, device)
@@ -134,7 +149,7 @@ class Recording:
         del outputs
         torch.cuda.synchronize()
 
-        self.graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        self.graphs: tuple[Any, Any] = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         capture: Any = {"pool": pool, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(self.graphs[0], **capture):
             result = forward(*self.inputs)
@@ -142,26 +157,39 @@ class Recording:
         outputs = as_tuple(result)
         self.output_gradients = [torch.zeros_like(x) if x.requires_grad else None for x in outputs]
         with torch.cuda.graph(self.graphs[1], **capture):
-            self.gradients = self._backward(
-                outputs, [x for x in self.output_gradients if x is not None]
-            )
+            given = [x for x in self.output_gradients if x is not None]
+            self.gradients = self._backward(outputs, given)
         self.outputs = [x.detach() for x in outputs]
 
     def _backward(
         self, outputs: tuple[Tensor, ...], gradients: list[Tensor]
-    ) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(trained(outputs), self.parameters, gradients, allow_unused=True)
+    ) -> list[Tensor | None]:
+        # Training calls backward outside the autocast region of its forward pass.
+        with torch.autocast("cuda", enabled=False):
+            found = torch.autograd.grad(
+                trained(outputs), self.parameters, gradients, allow_unused=True
+            )
+        return separate(found)
 
-    def replay(self, inputs: tuple[Tensor, ...]) -> Any:
+    def replay(self, graphed: GraphedForward, inputs: tuple[Tensor, ...]) -> Any:
         """Return the outputs for new inputs; valid until the next replay."""
         for static, value in zip(self.inputs, inputs, strict=True):
             static.copy_(value)
-        return self.pack(_Replay.apply(self, *self.parameters))  # type: ignore[no-untyped-call]
+        return self.pack(_Replay.apply(graphed, self, *self.parameters))  # type: ignore[no-untyped-call]
 
 
 def as_tuple(result: Any) -> tuple[Tensor, ...]:
-    """Return the outputs of a forward pass as a tuple."""
-    return (result,) if isinstance(result, Tensor) else tuple(result)
+    """Return the outputs of a forward pass as a tuple.
+
+    Raises:
+        UserError: if they are neither a tensor nor a named tuple.
+    """
+    if isinstance(result, Tensor):
+        return (result,)
+    if not hasattr(result, "_make"):
+        kind = type(result).__name__
+        raise UserError(f"callbacks.CUDAGraphs: the network returns a {kind}, not a named tuple")
+    return tuple(result)
 
 
 def trained(outputs: tuple[Tensor, ...]) -> list[Tensor]:
@@ -169,12 +197,29 @@ def trained(outputs: tuple[Tensor, ...]) -> list[Tensor]:
     return [x for x in outputs if x.requires_grad]
 
 
+def separate(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Copy gradients that share memory, because clipping would scale it twice.
+
+    A sum hands one tensor to both its sides.
+    """
+    places = [None if g is None else g.data_ptr() for g in gradients]
+    return [
+        g if g is None or places.index(places[i]) == i else g.clone()
+        for i, g in enumerate(gradients)
+    ]
+
+
 class _Replay(torch.autograd.Function):
     """A recorded pass as a function of the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, recording: Recording, *parameters: nn.Parameter) -> Any:  # noqa: ARG004
-        ctx.recording = recording
+    def forward(
+        ctx: Any,
+        graphed: GraphedForward,
+        recording: Recording,
+        *parameters: nn.Parameter,  # noqa: ARG004
+    ) -> Any:
+        ctx.graphed, ctx.number, ctx.recording = graphed, graphed.replays, recording
         recording.graphs[0].replay()
         outputs = tuple(x.detach() for x in recording.outputs)
         ctx.mark_non_differentiable(*(x for x in outputs if not x.is_floating_point()))
@@ -184,8 +229,14 @@ class _Replay(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         recording: Recording = ctx.recording
+        if ctx.number != ctx.graphed.replays:
+            raise UserError("callbacks.CUDAGraphs: the network is called more than once per step")
         for static, gradient in zip(recording.output_gradients, gradients, strict=True):
             if static is not None:
                 static.copy_(gradient)
+        for parameter, new in zip(recording.parameters, recording.gradients, strict=True):
+            total = parameter.grad  # of earlier batches, perhaps where the new one will be written
+            if total is not None and new is not None and total.data_ptr() == new.data_ptr():
+                parameter.grad = total.clone()
         recording.graphs[1].replay()
-        return None, *(None if g is None else g.detach() for g in recording.gradients)
+        return None, None, *(None if g is None else g.detach() for g in recording.gradients)

@@ -244,7 +244,7 @@ class SuiteCLI(LightningCLI):
             optimizer = instantiate_class(groups, config.optimizer)
             if lr_scheduler is not None:
                 lr_scheduler = instantiate_class(optimizer, config.lr_scheduler)
-        fuse_steps(optimizer)
+        fuse_steps(optimizer, lightning_module)
         if lr_scheduler is None or isinstance(lr_scheduler, ReduceLROnPlateau):
             return LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
         if isinstance(lr_scheduler, WarmupLinearDecay) and lr_scheduler.total_steps is None:

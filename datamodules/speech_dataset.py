@@ -72,7 +72,8 @@ class SpeechDataset(Dataset[SpeechBatch]):
         channel: number of the channel to read, from 0; None averages the channels.
         augment: augmentation of each clip; none by default.
         multiple: number of samples that batches are padded to a multiple of.
-        token_multiple: number of tokens that batches are padded to a multiple of.
+        token_multiple: number of tokens that batches are padded to a multiple of, but not beyond
+            the longest text.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class SpeechDataset(Dataset[SpeechBatch]):
         self.augment = augment
         self.multiple = multiple
         self.token_multiple = token_multiple
+        longest = max((clip.text for clip in clips), key=len, default="")
+        self.longest_text = len(vocabulary.encode(longest))
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -113,21 +116,28 @@ class SpeechDataset(Dataset[SpeechBatch]):
             read.append(i)
             waveforms.append(waveform)
             tokens.append(torch.tensor(self.vocabulary.encode(clip.text if has_text else "")))
-        padded = pad(waveforms, self.multiple, 0)
+        padded = pad(waveforms, self.multiple)
         return SpeechBatch(
             indices=torch.tensor(read),
             ids=tuple(self.clips[i].id for i in read),
             waveforms=padded,
             lengths=torch.tensor([len(waveform) for waveform in waveforms]),
-            tokens=pad(tokens, self.token_multiple, self.vocabulary.pad),
+            tokens=pad(tokens, self.token_multiple, self.vocabulary.pad, self.longest_text),
             token_lengths=torch.tensor([len(t) for t in tokens]),
             seconds=padded.shape[1] / self.sample_rate,
             unreadable=tuple(unreadable),
         )
 
 
-def pad(sequences: Sequence[Tensor], multiple: int, value: int) -> Tensor:
-    """Return sequences as rows of one length, a multiple of ``multiple``, filled with ``value``."""
+def pad(
+    sequences: Sequence[Tensor], multiple: int, value: int = 0, longest: int | None = None
+) -> Tensor:
+    """Return sequences as the rows of a tensor, filled with ``value``.
+
+    Their common length is a multiple of ``multiple``, or ``longest`` if that is less.
+    """
     padded = pad_sequence(list(sequences), batch_first=True, padding_value=value)
-    missing = -padded.shape[1] % multiple
+    length = padded.shape[1]
+    rounded = length + -length % multiple
+    missing = (rounded if longest is None else min(rounded, max(longest, length))) - length
     return F.pad(padded, (0, missing), value=value) if missing else padded

@@ -235,10 +235,10 @@ class SpeechRecognizer(TrainingModule):
         Returns:
             Losses by name; encoded audio (batch, positions, hidden); its mask (batch, positions).
         """
-        # Longer than the longest text only if the batch is padded to a multiple.
-        tokens = batch.tokens[:, : self.network.decoder.max_tokens + 1]
-        logits, memory, memory_mask = self.network(batch.waveforms, batch.lengths, tokens[:, :-1])
-        logits, targets = logits.float().flatten(0, 1), tokens[:, 1:].flatten()
+        logits, memory, memory_mask = self.network(
+            batch.waveforms, batch.lengths, batch.tokens[:, :-1]
+        )
+        logits, targets = logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten()
         pad = self.vocabulary.pad
         nll = F.cross_entropy(logits, targets, ignore_index=pad)
         loss = F.cross_entropy(
@@ -252,7 +252,7 @@ class SpeechRecognizer(TrainingModule):
             device = "cpu" if is_ordered else logs.device
             total = F.ctc_loss(
                 logs.to(device),
-                tokens[:, 1:].to(device),
+                batch.tokens[:, 1:].to(device),
                 memory_mask.sum(1).to(device),
                 (batch.token_lengths - 2).to(device),  # without start and stop
                 blank=pad,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import LightningModule
-from torch.optim import SGD
+from torch.optim import SGD, Adagrad, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import StepLR
 
 import cli
@@ -126,20 +126,39 @@ def test_a_run_whose_steps_were_not_fused_is_resumed_with_fused_steps(
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_fused"),
+    ("kind", "settings", "is_fused"),
     [
-        ({}, True),
-        ({"fused": False}, False),
-        ({"foreach": True}, None),
-        ({"differentiable": True}, None),
+        (SGD, {}, True),
+        (AdamW, {}, True),
+        (SGD, {"fused": False}, False),
+        (SGD, {"foreach": True}, None),
+        (SGD, {"differentiable": True}, None),
+        (SGD, {"momentum": 0.9}, None),  # fails where a parameter has its first gradient later
+        (Adagrad, {}, None),  # fails on a GPU
+        (RMSprop, {}, None),  # has none
     ],
 )
 def test_steps_are_fused_unless_the_settings_say_how(
-    settings: dict[str, Any], is_fused: bool | None
+    kind: Callable[..., Optimizer], settings: dict[str, Any], is_fused: bool | None
 ) -> None:
-    optimizer = SGD([torch.nn.Parameter(torch.zeros(2))], 0.1, **settings)
-    fuse_steps(optimizer)
-    assert optimizer.param_groups[0]["fused"] is is_fused
+    model = torch.nn.Linear(2, 2)
+    optimizer = kind(model.parameters(), lr=0.1, **settings)
+    fuse_steps(optimizer, model)
+    assert optimizer.param_groups[0].get("fused") is is_fused
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        torch.nn.Embedding(3, 2, sparse=True),
+        torch.nn.Linear(2, 2, dtype=torch.complex64),
+        torch.nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+    ],
+)
+def test_models_that_fused_steps_cannot_train_are_trained_as_before(model: torch.nn.Module) -> None:
+    optimizer = SGD(model.parameters(), 0.1)
+    fuse_steps(optimizer, model)
+    assert optimizer.param_groups[0]["fused"] is None
 
 
 def test_a_new_rate_goes_to_the_schedule_of_its_own_optimizer() -> None:
