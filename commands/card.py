@@ -10,6 +10,7 @@ import yaml
 from commands.folders import make_console, read_scores, refuse_existing, shorten_paths
 from commands.scores import TestedClip, estimate_rates, read_test
 from commands.stages import load_run
+from commands.tables import describe_changes
 from engine import RunDirectory, find_weights, read_checkpoint, read_rows
 from errors import UserError
 from lightning_modules.words import mark_correct, measure_confidence
@@ -82,7 +83,7 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
     config = shorten_paths(yaml.safe_load(run.config.read_text(encoding="utf-8")))
     checkpoint = read_checkpoint(find_weights(str(path)))
     task = TASKS.get(type(model).__name__, OTHER)
-    found = read_scores(run, checkpoint["global_step"])
+    found, tested = read_scores(run, checkpoint["global_step"]), run.read_scores()
     scores = {key.removeprefix("test/"): found[key] for key in sorted(found)}
     clips = read_clips(run) if scores else []
     intervals = {
@@ -97,7 +98,7 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
         "model": describe_model(config, checkpoint, getattr(model, "parameter_count", weights)),
         "training": describe_training(run, config, checkpoint),
         "scores": [(key, f"{x:.4f}", intervals.get(key, "")) for key, x in scores.items()],
-        "scored": describe_test(clips),
+        "scored": describe_test(clips, tested.changed if tested else {}),
         "confidence": read_confidence(run, clips),
         "use": task.command.format(name if path.is_absolute() else path),
         "limits": task.limits,
@@ -240,11 +241,13 @@ def read_confidence(run: RunDirectory, clips: list[TestedClip]) -> dict[str, str
     return {"ece": f"{error:.3f}", "share": f"{share:.0%}"}
 
 
-def describe_test(clips: list[TestedClip]) -> str:
+def describe_test(clips: list[TestedClip], changed: Mapping[str, Any]) -> str:
     """Return a sentence on what the scores were measured on."""
+    with_changes = f", with {describe_changes(changed)}" if changed else ""
     if not clips:
-        return "On the test set."
-    return f"On {len(clips):,} test clips. Intervals are bootstrap estimates over clips."
+        return f"On the test set{with_changes}."
+    count = f"{len(clips):,} test clips{with_changes}"
+    return f"On {count}. Intervals are bootstrap estimates over clips."
 
 
 def short_name(part: Mapping[str, Any]) -> str:

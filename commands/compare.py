@@ -1,12 +1,20 @@
 """``compare``: runs side by side, as a table and curves, read from their run directories alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from commands.folders import make_console
-from commands.tables import Curves, draw_curves, read_curves, write_table
+from commands.tables import (
+    Curves,
+    describe_changes,
+    draw_curves,
+    read_curves,
+    read_validation,
+    write_table,
+)
 from engine import RunDirectory, read_checkpoint
 from errors import UserError
 
@@ -20,14 +28,18 @@ class Run:
         curves: metric → epoch → last value of the epoch.
         parameters: number of trainable parameters.
         best_epoch: epoch of best.ckpt, counted from 0.
+        validation: metric → value, of the validation that chose best.ckpt.
         test: test metric → value.
+        changed: settings of the test that differ from those of the training.
     """
 
     name: str
     curves: Curves
     parameters: int
     best_epoch: int
+    validation: dict[str, float]
     test: dict[str, float]
+    changed: dict[str, Any]
 
     def facts(self) -> dict[str, str]:
         """Return a row of the table: heading → cell."""
@@ -36,13 +48,16 @@ class Run:
             "parameters": f"{self.parameters:,}",
             "best epoch": f"{self.best_epoch + 1} of {epochs}",
         }
-        for name in ("train/loss", "val/loss"):
-            if self.best_epoch in self.curves.get(name, {}):
-                facts[name] = f"{self.curves[name][self.best_epoch]:.4f}"
+        if self.best_epoch in self.curves.get("train/loss", {}):
+            facts["train/loss"] = f"{self.curves['train/loss'][self.best_epoch]:.4f}"
+        if "val/loss" in self.validation:
+            facts["val/loss"] = f"{self.validation['val/loss']:.4f}"
         facts |= {name: f"{value:.4f}" for name, value in sorted(self.test.items())}
         seconds = list(self.curves.get("time/epoch", {}).values())
         if seconds:  # of epochs that were not interrupted
             facts["seconds/epoch"] = f"{sum(seconds) / len(seconds):.1f}"
+        if self.changed:
+            facts["tested with"] = describe_changes(self.changed)
         return facts
 
 
@@ -59,19 +74,21 @@ def read_run(path: Path) -> Run:
         if not file.is_file():
             raise UserError(f"{path} is not finished: it has no {file.name}; {stage} it first")
     curves = read_curves(run.metrics)
-    checkpoint = yaml.safe_load(run.config.read_text(encoding="utf-8"))["checkpoint"]
-    monitor, mode = checkpoint["monitor"], checkpoint["mode"]
+    monitor = yaml.safe_load(run.config.read_text(encoding="utf-8"))["checkpoint"]["monitor"]
     if monitor not in curves:
         raise UserError(f"{path} is not finished: its metrics.csv has no {monitor} yet")
     tested = run.read_scores()
     step = read_checkpoint(run.checkpoint("best"))["global_step"]
     if tested is None or tested.step != step:
         raise UserError(f"{run.test_metrics} is not of best.ckpt: test the run again")
-    choose = min if mode == "min" else max
-    # Of equal values the first, as in best.ckpt.
-    best_epoch = choose(curves[monitor], key=lambda epoch: curves[monitor][epoch])
+    best = read_validation(run.metrics, step)
+    if best is None:
+        raise UserError(f"{run.metrics} has no validation of best.ckpt, after {step} steps")
+    epoch, validation = best
     parameters = [*curves["parameters"].values()][-1]
-    return Run(path.name, curves, int(parameters), best_epoch, tested.metrics)
+    return Run(
+        path.name, curves, int(parameters), epoch, validation, tested.metrics, tested.changed
+    )
 
 
 def compare(paths: list[Path], output: Path) -> None:
@@ -81,6 +98,8 @@ def compare(paths: list[Path], output: Path) -> None:
         UserError: if a run is missing or unfinished, or the runs are of different tasks.
     """
     runs = [read_run(path) for path in paths]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=str(path)) for run, path in zip(runs, paths, strict=True)]
     first = set(runs[0].test) - {"test/loss"}
     for path, run in zip(paths, runs, strict=True):
         metrics = set(run.test) - {"test/loss"}

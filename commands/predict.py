@@ -1,6 +1,7 @@
 """``predict RUN PATH…``: use a trained run on files of any kind."""
 
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from commands.outputs import as_user_error, choose_format, choose_output
 from commands.stages import load_run
 from commands.transcribe import Transcriber
 from datamodules.medmnist import MedMNISTDataModule
-from engine import RunDirectory, find_weights, read_checkpoint
+from engine import RunDirectory, find_weights
 from errors import UserError
 from lightning_modules import SpeechRecognizer
 from lightning_modules.classifier import Classifier
@@ -75,8 +76,9 @@ def predict(
     else:
         predictor.pictures = format == "html"
     checkpoint = (checkpoint or find_weights(str(path))).absolute()
-    step = read_checkpoint(checkpoint)["global_step"]
-    settings = {"checkpoint": str(checkpoint), "step": step, "channels": channels, "format": format}
+    content = zlib.crc32(checkpoint.read_bytes())  # training anew and `calibrate` change it
+    settings = {"checkpoint": str(checkpoint), "crc32": content}
+    settings |= {"channels": channels, "format": format}
     failed = 0
     target = choose_output(output, format, files, settings, each_channel=each)
     todo = [file for file in files if not target.has(file)]

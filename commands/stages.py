@@ -1,6 +1,7 @@
 """fit, validate, test and predict: run a stage, parse its command line, or build what it needs."""
 
 import atexit
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ def run(args: list[str]) -> None:
     atexit.register(end_workers)
     try:
         start(args)
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is None:
+            raise
+        raise UserError(f"{error.filename} cannot be written ({error.strerror})") from error
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
@@ -41,6 +46,10 @@ def run(args: list[str]) -> None:
             "the checkpoint does not fit this configuration's model: give the --config and the "
             f"overrides it was trained with ({' '.join(str(error).split())[:200]} …)"
         ) from error
+
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors of the system that users can mend."""
 
 
 class Parsed(Exception):  # noqa: N818 # not an error: it leaves LightningCLI's constructor

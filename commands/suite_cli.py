@@ -3,10 +3,12 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -42,6 +44,7 @@ from engine import (
     Scores,
     choose_precision,
     describe,
+    find_changes,
     find_weights,
     fuse_steps,
     group_parameters,
@@ -65,7 +68,10 @@ class SaveFitConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             path = RunDirectory(Path(trainer.default_root_dir)).config
             path.parent.mkdir(parents=True, exist_ok=True)
+            before = read_yaml(path) if path.is_file() else {}
             self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+            for key, (old, new) in find_changes(before, read_yaml(path)).items():
+                rank_zero_info(f"{key} was {old} and is {new} now")
 
 
 class SuiteCLI(LightningCLI):
@@ -139,6 +145,7 @@ class SuiteCLI(LightningCLI):
             if not config.config:
                 raise UserError("without --config the run needs a name: add --experiment NAME")
             config.experiment = Path(config.config[0].relative).stem
+        check_name(config.experiment)
         self.run = RunDirectory(Path(config.trainer.default_root_dir) / config.experiment)
         name = self.checkpoint_name
         if name is None and self.subcommand != "fit":
@@ -321,7 +328,37 @@ class SuiteCLI(LightningCLI):
         if self.trainer.is_global_zero:
             metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
             checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-            self.run.write_scores(Scores(checkpoint, self.resume_step, metrics))
+            changed = {key: new for key, (_, new) in self._changes().items()}
+            self.run.write_scores(Scores(checkpoint, self.resume_step, metrics, changed))
+
+    def _changes(self) -> dict[str, tuple[Any, Any]]:
+        """Return the settings of this stage that differ from those of fit."""
+        if not self.run.config.is_file():
+            return {}
+        config = self._parser(self.subcommand).dump(
+            self.config[self.subcommand], skip_unset=False, skip_validation=True
+        )
+        return find_changes(read_yaml(self.run.config), yaml.safe_load(config))
+
+
+def check_name(experiment: str) -> None:
+    """Check the name of a run.
+
+    Raises:
+        UserError: if it is empty, or ``config.yaml`` would name a number, such as 1e-3.
+    """
+    if not experiment.strip():
+        raise UserError("--experiment is empty: give the run a name")
+    with suppress(ValueError):
+        float(experiment)
+        if isinstance(yaml.safe_load(experiment), str):
+            raise UserError(f"--experiment {experiment} reads as a number: add a letter in front")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a configuration."""
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config
 
 
 def as_list(given: Any) -> list[Any]:

@@ -25,7 +25,7 @@ from commands.folders import make_console
 from commands.messages import shorten
 from commands.stages import parse
 from commands.tables import draw_curves, read_curves, write_table
-from engine import RunDirectory
+from engine import RunDirectory, read_rows
 from errors import UserError
 
 try:
@@ -157,7 +157,15 @@ class Sweep:
             raise UserError(f"cannot open the study: {' '.join(str(error).split())}") from error
         if self.study.user_attrs.get("search", search) != search:
             raise UserError(f"{self.folder} has other values: rename the YAML or delete the folder")
+        fixed = [[*self.yaml.configs], dict(self.yaml.set), [*self.others]]
+        ended = any(trial.state == TrialState.COMPLETE for trial in self.study.trials)
+        if ended and self.study.user_attrs.get("fixed", fixed) != fixed:
+            raise UserError(
+                f"{self.folder} has trials with other configs, set or arguments: repeat those to "
+                "go on, or rename the YAML or delete the folder"
+            )
         self.study.set_user_attr("search", search)
+        self.study.set_user_attr("fixed", fixed)
         queue = [()] * count if count != "grid" else itertools.product(*search.values())
         known = self.trials()
         for run, values in enumerate(queue):
@@ -266,7 +274,8 @@ class Sweep:
             lines = log.read_text(encoding="utf-8").strip().splitlines()
             trial.set_user_attr("error", [f"exit status {status}", *lines][-1])
             return math.nan
-        return (min if self.mode == "min" else max)(curve.values())
+        rows = [row for row in read_rows(run.metrics) if self.monitor in row]
+        return (min if self.mode == "min" else max)(float(row[self.monitor]) for row in rows)
 
     def report(self, turn: IO[str]) -> None:
         """Test the winner, write the table and the curves; ``turn`` is the locked file."""

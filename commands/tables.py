@@ -1,7 +1,9 @@
 """Tables and curves of runs."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +21,23 @@ def read_curves(path: Path) -> Curves:
         for name in row.keys() - {"epoch", "step"}:
             curves.setdefault(name, {})[int(row.get("epoch", 0))] = float(row[name])
     return curves
+
+
+def describe_changes(changed: Mapping[str, Any]) -> str:
+    """Return the settings of a test that differ from those of the training."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in changed.items())
+
+
+def read_validation(path: Path, step: int) -> tuple[int, dict[str, float]] | None:
+    """Return the epoch and the metrics of the validation after ``step`` optimizer steps."""
+    rows = [row for row in read_rows(path) if int(row.get("step", -1)) == step - 1]
+    found = {
+        name: float(value)
+        for row in rows
+        for name, value in row.items()
+        if name.startswith(("val/", "val_"))
+    }
+    return (int(rows[-1].get("epoch", 0)), found) if found else None
 
 
 def write_table(headings: list[str], rows: list[list[str]], path: Path, note: str = "") -> None:

@@ -16,6 +16,7 @@ from engine.precision import choose_precision
 from engine.reproducibility import Reproducibility
 from engine.run_directory import RunDirectory, Scores, read_checkpoint
 from engine.run_statistics import RunStatistics
+from engine.settings import find_changes
 from engine.signals import GracefulShutdown, Interrupted
 from engine.training import NonFiniteLossError, TrainingModule, describe
 
@@ -37,6 +38,7 @@ __all__ = [
     "choose_precision",
     "describe",
     "end_workers",
+    "find_changes",
     "find_weights",
     "fuse_steps",
     "gather",

@@ -127,6 +127,12 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         if not self._is_saved and not self._should_skip(trainer):
             self._save_last(trainer)
+        taken, batches = trainer.fit_loop.epoch_loop.batch_idx + 1, trainer.num_training_batches
+        if trainer.should_stop and taken < batches:
+            rank_zero_info(
+                f"Stopped after batch {taken} of {batches} of an epoch: resuming starts with the "
+                "next epoch"
+            )
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

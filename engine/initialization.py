@@ -28,9 +28,15 @@ def find_weights(name: str) -> Path:
     """
     path = Path(name)
     if path.is_dir():
-        path = RunDirectory(path).checkpoints / "best.ckpt"
+        run = RunDirectory(path)
+        path = run.checkpoints / "best.ckpt"
         if not path.is_file():
-            raise UserError(f"{path} does not exist: nothing was trained in {name} yet")
+            reason = (
+                f"no validation has chosen it yet; there is {run.checkpoints / 'last.ckpt'}"
+                if run.holds_run()
+                else f"nothing was trained in {name} yet"
+            )
+            raise UserError(f"{path} does not exist: {reason}")
     if not path.is_file():
         raise UserError(f"{name} is neither a run directory nor a checkpoint")
     return path

@@ -1,7 +1,7 @@
 """Where a run keeps its files: one folder per experiment."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ class Scores:
         checkpoint: file that was tested; None for a model that is constructed, not trained.
         step: number of optimizer steps after which it was saved.
         metrics: values by name.
+        changed: settings that differ from those of the training: key → value in the test.
     """
 
     checkpoint: str | None
     step: int
     metrics: dict[str, float]
+    changed: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class RunDirectory:
         """
         if name in ("last", "best"):
             path = self.checkpoints / f"{name}.ckpt"
+            if name == "best" and not path.is_file() and self.holds_run():
+                raise UserError(
+                    f"{path} does not exist: no validation has chosen it yet; take another "
+                    "checkpoint with --ckpt_path last"
+                )
             if not path.is_file():
                 raise UserError(
                     f"{path} does not exist: nothing was trained there yet; name the run with "

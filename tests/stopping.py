@@ -28,6 +28,15 @@ class Stream(Callback):
             file.write(f"{trainer.global_step} {seen}\n")
 
 
+class StopEarly(Callback):
+    """End training after the second batch, as `EarlyStopping` and ``max_time`` do."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        trainer.should_stop = batch_idx == 1
+
+
 class StopAt(Callback):
     """Send signals to this process after a step.
 

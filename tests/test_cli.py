@@ -219,3 +219,12 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         cli.main(["train"])
     assert stopped.value.code == 2
     assert "invalid choice: 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", "--experiment is empty"), ("1e-3", "--experiment 1e-3 reads as a number")],
+)
+def test_names_that_a_run_cannot_have(name: str, message: str, small: list[str]) -> None:
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["fit", *small, f"--experiment={name}"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import cli
+from engine import read_checkpoint, read_rows
 from tests.conftest import CONFIGS
 from tests.outside import PLAIN
 
@@ -72,3 +73,36 @@ def test_other_peoples_modules_are_compared_too(
     cli.main(["compare", str(run), "--output", str(tmp_path / "out")])
     assert "test/loss" in capsys.readouterr().out
     assert (tmp_path / "out" / "curves.png").is_file()
+
+
+def test_runs_are_compared_by_the_validation_that_chose_the_checkpoint(
+    retinas: Path, tmp_path: Path
+) -> None:
+    """Not by the last of its epoch; settings of the test that differ are named, and equal names."""
+    runs = []
+    for folder, limit in (("a", []), ("b", ["--trainer.limit_test_batches=1"])):
+        args = ["--config", str(CONFIGS / "octmnist_cnn.yaml"), "--experiment", "run"]
+        args += [
+            f"--data.init_args.file={retinas}",
+            f"--trainer.default_root_dir={tmp_path / folder}",
+        ]
+        args += ["--data.init_args.steps_per_execution=1", "--data.init_args.batch_size=16"]
+        args += ["--trainer.val_check_interval=1", "--trainer.max_epochs=2"]
+        args += ["--trainer.enable_progress_bar=false", "--optimizer.init_args.lr=0.5"]
+        cli.main(["fit", *args])
+        cli.main(["test", *args, *limit])
+        runs.append(tmp_path / folder / "run")
+    cli.main(["compare", *map(str, runs), "--output", str(tmp_path / "out")])
+    lines = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == f"|  | {runs[0]} | {runs[1]} |"
+    rows = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines[2:])}
+    assert rows["tested with"] == ["–", "limit_test_batches 1"]
+    step = read_checkpoint(runs[0] / "checkpoints" / "best.ckpt")["global_step"]
+    chosen = [
+        row["val/loss"]
+        for row in read_rows(runs[0] / "metrics.csv")
+        if "val/loss" in row and int(row["step"]) == step - 1
+    ]
+    assert rows["val/loss"][0] == f"{float(chosen[-1]):.4f}"
+    cli.main(["card", str(runs[1])])
+    assert "On the test set, with limit_test_batches 1." in (runs[1] / "README.md").read_text()

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,24 @@ def test_probabilities_are_the_model_s_whatever_the_file(
         np.testing.assert_allclose(found, expected, atol=1e-4)
     out, _ = predict(capsys, run, retinas)
     assert len(out.splitlines()) == 1 + len(np.load(retinas)["test_images"])
+
+
+def test_a_folder_of_another_training_is_refused(
+    run: Path, scans: tuple[Path, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if it ended at the same step."""
+    trained, out = tmp_path / "trained", tmp_path / "out"
+    shutil.copytree(run, trained)
+    predict(capsys, trained, scans[0], "--output", out)
+    _, err = predict(capsys, trained, scans[0], "--output", out)
+    assert "are done already" in err
+    path = trained / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for value in checkpoint["state_dict"].values():
+        value.mul_(2)
+    torch.save(checkpoint, path)
+    with pytest.raises(SystemExit, match="holds predictions of another run, checkpoint or option"):
+        predict(capsys, trained, scans[0], "--output", out)
 
 
 def test_a_page_shows_images_and_saliency(

@@ -178,6 +178,14 @@ def test_null_can_be_searched(retinas: Path, tmp_path: Path) -> None:
     assert sweep.arguments({"trainer.max_time": None})[-1] == "--trainer.max_time=null"
 
 
+def test_trials_of_other_arguments_are_not_taken_for_these(retinas: Path, tmp_path: Path) -> None:
+    args = write_sweep(tmp_path, retinas, [0.01])
+    cli.main(args)
+    cli.main(args)
+    with pytest.raises(SystemExit, match="has trials with other configs, set or arguments"):
+        cli.main([*args, "--data.init_args.balanced=true"])
+
+
 def test_draws_depend_on_the_run_and_not_on_the_process(
     retinas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,29 @@ def test_the_command_lines_optimizer_wins_over_the_checkpoints(
     assert group["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.1
 
 
+def test_settings_that_are_resumed_otherwise_are_named(
+    retinas: Path, small: list[str], run_cli: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = arguments("cnn", small, retinas)
+    with pytest.raises(SystemExit):
+        run_cli("fit", *experiment, "--model.init_args.label_smoothing=0.4", *stop_at(3))
+    assert "label_smoothing was" not in caplog.text
+    run_cli("fit", *experiment, "--trainer.gradient_clip_val=0.5", "--ckpt_path=last")
+    named = [line for line in caplog.messages if " was " in line]
+    assert sorted(named) == [
+        "model.init_args.label_smoothing was 0.4 and is 0.0 now",
+        "trainer.gradient_clip_val was None and is 0.5 now",
+    ]
+
+
+def test_a_training_that_stops_within_an_epoch_says_where_it_goes_on(
+    retinas: Path, small: list[str], run_cli: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = arguments("cnn", small, retinas)
+    run_cli("fit", *experiment, "--trainer.callbacks+=tests.stopping.StopEarly")
+    assert "Stopped after batch 2 of 4 of an epoch: resuming starts with the next" in caplog.text
+
+
 def test_a_run_whose_steps_were_not_fused_is_resumed_with_fused_steps(
     retinas: Path,
     small: list[str],
