@@ -33,12 +33,11 @@ class DemoOCTDataModule(OCTMNISTDataModule):
         """Generate the file if it does not exist.
 
         Raises:
-            UserError: if it exists with another number of images.
+            UserError: if it exists, and is damaged or has another number of images.
         """
         if not self.path.exists():
             write_file(self.path, self.images, self.size)
-        with np.load(self.path) as arrays:
-            found = len(arrays["train_labels"])
+        found = len(self.read_split("train")[1])
         if found != self.images:
             raise UserError(
                 f"{self.path} has {found:,} training images instead of {self.images:,}: delete it, "
