@@ -68,7 +68,7 @@ class SaveFitConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             path = RunDirectory(Path(trainer.default_root_dir)).config
             path.parent.mkdir(parents=True, exist_ok=True)
-            before = read_yaml(path) if path.is_file() else {}
+            before = read_yaml(path) if trainer.ckpt_path and path.is_file() else {}
             self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
             for key, (old, new) in find_changes(before, read_yaml(path)).items():
                 rank_zero_info(f"{key} was {old} and is {new} now")

@@ -7,6 +7,7 @@ TRAINING = (
     "accumulate_grad_batches",
     "check_val_every_n_epoch",
     "deterministic",
+    "fast_dev_run",
     "gradient_clip_algorithm",
     "gradient_clip_val",
     "limit_test_batches",
