@@ -165,7 +165,7 @@ class Recording:
         self, outputs: tuple[Tensor, ...], gradients: list[Tensor]
     ) -> list[Tensor | None]:
         # Training calls backward outside the autocast region of its forward pass.
-        with torch.autocast("cuda", enabled=False):
+        with torch.autocast(self.inputs[0].device.type, enabled=False):
             found = torch.autograd.grad(
                 trained(outputs), self.parameters, gradients, allow_unused=True
             )

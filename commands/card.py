@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from commands.folders import make_console, read_scores, refuse_existing, shorten_paths
+from commands.folders import find_scores, make_console, refuse_existing, shorten_paths
 from commands.scores import TestedClip, estimate_rates, read_test
 from commands.stages import load_run
 from commands.tables import describe_changes
@@ -80,11 +80,12 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
     if notes is not None and not notes.is_file():
         raise UserError(f"--notes {notes} does not exist")
     model, _ = load_run(run)
-    config = shorten_paths(yaml.safe_load(run.config.read_text(encoding="utf-8")))
+    config = shorten_paths(run.read_config())
     checkpoint = read_checkpoint(find_weights(str(path)))
     task = TASKS.get(type(model).__name__, OTHER)
-    found, tested = read_scores(run, checkpoint["global_step"]), run.read_scores()
-    scores = {key.removeprefix("test/"): found[key] for key in sorted(found)}
+    tested = find_scores(run, checkpoint["global_step"])
+    found = sorted(tested.metrics.items()) if tested else []
+    scores = {key.removeprefix("test/"): value for key, value in found}
     clips = read_clips(run) if scores else []
     intervals = {
         name: f"{low:.4f} – {high:.4f}"

@@ -4,8 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from commands.folders import make_console
 from commands.tables import (
     Curves,
@@ -74,7 +72,7 @@ def read_run(path: Path) -> Run:
         if not file.is_file():
             raise UserError(f"{path} is not finished: it has no {file.name}; {stage} it first")
     curves = read_curves(run.metrics)
-    monitor = yaml.safe_load(run.config.read_text(encoding="utf-8"))["checkpoint"]["monitor"]
+    monitor = run.read_config()["checkpoint"]["monitor"]
     if monitor not in curves:
         raise UserError(f"{path} is not finished: its metrics.csv has no {monitor} yet")
     tested = run.read_scores()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from commands.conversion import Axes, check, compare, convert, open_network, quantize_weights
-from commands.folders import make_console, new_folder, read_scores
+from commands.folders import find_scores, make_console, new_folder, shorten_paths
 from commands.stages import load_run
 from datamodules.medmnist import MedMNISTDataModule
 from engine import RunDirectory, find_weights, read_checkpoint
@@ -62,8 +62,10 @@ def export(path: Path, output: Path | None, quantize: str | None) -> None:
         if quantize:  # the scores are of the exact weights
             for network in folder.glob("*.onnx"):
                 quantize_weights(network)
-        elif scores := read_scores(run, step):
-            described["scores"] = scores
+        elif tested := find_scores(run, step):
+            described["scores"] = tested.metrics
+            if tested.changed:
+                described["tested with"] = shorten_paths(tested.changed)
         described["licence of the data"] = getattr(data, "licence", None)
         text = json.dumps(described, indent=1, ensure_ascii=False)
         (folder / "model.json").write_text(f"{text}\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 from rich.console import Console
 
-from engine import RunDirectory
+from engine import RunDirectory, Scores
 from errors import UserError
 
 
@@ -56,14 +56,12 @@ def shorten_paths(value: Any) -> Any:
     return value
 
 
-def read_scores(run: RunDirectory, step: int) -> dict[str, float]:
+def find_scores(run: RunDirectory, step: int) -> Scores | None:
     """Return the scores of a run's test; none if it was not of the checkpoint of ``step``."""
     tested = run.read_scores()
-    if tested is None:
-        return {}
-    if tested.step != step:
+    if tested is not None and tested.step != step:
         make_console(stderr=True).print(
             f"{run.test_metrics} is not of best.ckpt: its scores are left out; test the run again"
         )
-        return {}
-    return tested.metrics
+        return None
+    return tested

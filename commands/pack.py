@@ -1,15 +1,16 @@
 """``pack``: a run directory small enough to share, for prediction and for fine-tuning."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from commands.folders import make_console, new_folder, read_scores, shorten_paths
+from commands.folders import find_scores, make_console, new_folder, shorten_paths
 from commands.stages import load_run
-from engine import RunDirectory, Scores, find_weights, read_checkpoint
+from engine import RunDirectory, find_weights, read_checkpoint
 from errors import UserError
 from lightning_modules import TrainedLanguageModel
 from networks import CharacterLanguageModel
@@ -38,7 +39,7 @@ def pack(path: Path, output: Path) -> None:
     model, _ = load_run(run)
     with new_folder(output) as folder:
         packed = RunDirectory(folder)
-        config = shorten_paths(yaml.safe_load(run.config.read_text(encoding="utf-8")))
+        config = shorten_paths(run.read_config())
         config["trainer"]["default_root_dir"] = "runs"
         config["experiment"] = config["init_from"] = None
         packed.checkpoints.mkdir()
@@ -61,8 +62,9 @@ def pack(path: Path, output: Path) -> None:
             weights[name] = weights[name].half()
         kept = {name: checkpoint[name] for name in KEPT} | own | {"state_dict": weights}
         torch.save(kept, packed.checkpoints / "best.ckpt")
-        if scores := read_scores(run, checkpoint["global_step"]):
-            tested = Scores("checkpoints/best.ckpt", checkpoint["global_step"], scores)
+        if tested := find_scores(run, checkpoint["global_step"]):
+            changed = shorten_paths(tested.changed)
+            tested = replace(tested, checkpoint="checkpoints/best.ckpt", changed=changed)
             packed.write_scores(tested)
         if (path / "README.md").is_file():
             shutil.copyfile(path / "README.md", folder / "README.md")

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, NoReturn
@@ -42,6 +41,7 @@ from engine import (
     RunDirectory,
     RunStatistics,
     Scores,
+    check_name,
     choose_precision,
     describe,
     find_changes,
@@ -66,11 +66,13 @@ class SaveFitConfig(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save when training starts."""
         if trainer.is_global_zero:
-            path = RunDirectory(Path(trainer.default_root_dir)).config
-            path.parent.mkdir(parents=True, exist_ok=True)
-            before = read_yaml(path) if trainer.ckpt_path and path.is_file() else {}
-            self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
-            for key, (old, new) in find_changes(before, read_yaml(path)).items():
+            run = RunDirectory(Path(trainer.default_root_dir))
+            run.path.mkdir(parents=True, exist_ok=True)
+            before = run.read_config() if trainer.ckpt_path and run.config.is_file() else {}
+            self.parser.save(
+                self.config, run.config, skip_unset=False, overwrite=True, multifile=False
+            )
+            for key, (old, new) in find_changes(before, run.read_config()).items():
                 rank_zero_info(f"{key} was {old} and is {new} now")
 
 
@@ -338,27 +340,7 @@ class SuiteCLI(LightningCLI):
         config = self._parser(self.subcommand).dump(
             self.config[self.subcommand], skip_unset=False, skip_validation=True
         )
-        return find_changes(read_yaml(self.run.config), yaml.safe_load(config))
-
-
-def check_name(experiment: str) -> None:
-    """Check the name of a run.
-
-    Raises:
-        UserError: if it is empty, or ``config.yaml`` would name a number, such as 1e-3.
-    """
-    if not experiment.strip():
-        raise UserError("--experiment is empty: give the run a name")
-    with suppress(ValueError):
-        float(experiment)
-        if isinstance(yaml.safe_load(experiment), str):
-            raise UserError(f"--experiment {experiment} reads as a number: add a letter in front")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a configuration."""
-    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return config
+        return find_changes(self.run.read_config(), yaml.safe_load(config))
 
 
 def as_list(given: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings, fuse_steps
 from engine.precision import choose_precision
 from engine.reproducibility import Reproducibility
-from engine.run_directory import RunDirectory, Scores, read_checkpoint
+from engine.run_directory import RunDirectory, Scores, check_name, read_checkpoint
 from engine.run_statistics import RunStatistics
 from engine.settings import find_changes
 from engine.signals import GracefulShutdown, Interrupted
@@ -35,6 +35,7 @@ __all__ = [
     "RunStatistics",
     "Scores",
     "TrainingModule",
+    "check_name",
     "choose_precision",
     "describe",
     "end_workers",

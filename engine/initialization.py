@@ -31,12 +31,7 @@ def find_weights(name: str) -> Path:
         run = RunDirectory(path)
         path = run.checkpoints / "best.ckpt"
         if not path.is_file():
-            reason = (
-                f"no validation has chosen it yet; there is {run.checkpoints / 'last.ckpt'}"
-                if run.holds_run()
-                else f"nothing was trained in {name} yet"
-            )
-            raise UserError(f"{path} does not exist: {reason}")
+            raise UserError(run.explain_missing(path))
     if not path.is_file():
         raise UserError(f"{name} is neither a run directory nor a checkpoint")
     return path

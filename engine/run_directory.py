@@ -1,11 +1,13 @@
 """Where a run keeps its files: one folder per experiment."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from errors import UserError
 
@@ -62,6 +64,11 @@ class RunDirectory:
         """Scores of the latest test."""
         return self.path / "test_metrics.json"
 
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration that fit ran with."""
+        config: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        return config
+
     def write_scores(self, scores: Scores) -> None:
         """Write ``test_metrics.json``."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -95,21 +102,38 @@ class RunDirectory:
         """
         if name in ("last", "best"):
             path = self.checkpoints / f"{name}.ckpt"
-            if name == "best" and not path.is_file() and self.holds_run():
-                raise UserError(
-                    f"{path} does not exist: no validation has chosen it yet; take another "
-                    "checkpoint with --ckpt_path last"
-                )
             if not path.is_file():
                 raise UserError(
-                    f"{path} does not exist: nothing was trained there yet; name the run with "
-                    "--experiment NAME, or a checkpoint file with --ckpt_path FILE"
+                    f"{self.explain_missing(path)}; name the run with --experiment NAME, or a "
+                    "checkpoint file with --ckpt_path FILE"
                 )
             return path
         path = Path(name)
         if not path.is_file():
             raise UserError(f"--ckpt_path {name} does not exist: name a file, last, best or none")
         return path
+
+    def explain_missing(self, checkpoint: Path) -> str:
+        """Return why a checkpoint of this run does not exist."""
+        reason = f"nothing was trained in {self.path} yet"
+        if self.holds_run():
+            last = self.checkpoints / "last.ckpt"
+            reason = f"no validation has chosen it yet; there is {last}"
+        return f"{checkpoint} does not exist: {reason}"
+
+
+def check_name(experiment: str) -> None:
+    """Check the name of a run.
+
+    Raises:
+        UserError: if it is empty, or ``config.yaml`` would name a number, such as 1e-3.
+    """
+    if not experiment.strip():
+        raise UserError("--experiment is empty: give the run a name")
+    with suppress(ValueError):
+        float(experiment)
+        if isinstance(yaml.safe_load(experiment), str):
+            raise UserError(f"--experiment {experiment} reads as a number: add a letter in front")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -11,10 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from callbacks import CUDAGraphs
-from callbacks.cuda_graphs import GraphedForward, Recording, as_tuple, separate
+from callbacks.cuda_graphs import GraphedForward, Recording, as_tuple, separate, trained
 from engine import read_rows
 from errors import UserError
-from networks import ConvNet, ResidualNetwork, TextDecoderRecurrent, TextDecoderTransformer
+from networks import (
+    ConvNet,
+    MaclaurinAttention,
+    ResidualNetwork,
+    TextDecoderRecurrent,
+    TextDecoderTransformer,
+)
 from tests.networks.test_speech_to_text import ragged_clips, small_network
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -201,6 +207,25 @@ def test_parameters_unfrozen_later_are_trained() -> None:
     given = x.clone().requires_grad_()
     graphed(given).sum().backward()
     assert given.grad is not None
+
+
+def test_a_backward_pass_is_recorded_outside_autocast(recorded: list[tuple[int, ...]]) -> None:
+    """Maclaurin attention computes in float32 within autocast; so must its backward pass."""
+    kernel = MaclaurinAttention()
+    network = small_network(TextDecoderTransformer, cross_attention=kernel).train()
+    waveforms, lengths = ragged_clips()
+    inputs = waveforms, lengths, torch.randint(0, 9, (len(lengths), 6))
+    graphed = GraphedForward(network, 1)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        graphed(*inputs)
+        (recording,) = graphed.recordings.values()
+        outputs = as_tuple(graphed.forward(*inputs))
+        given = [torch.ones_like(x) for x in trained(outputs)]
+        found = recording._backward(outputs, given)
+        outputs = as_tuple(graphed.forward(*inputs))
+    expected = torch.autograd.grad(trained(outputs), recording.parameters, given, allow_unused=True)
+    assert recorded == [waveforms.shape]
+    torch.testing.assert_close(found, list(expected), rtol=1e-6, atol=1e-6)
 
 
 def test_gradients_in_one_memory_are_separated() -> None:

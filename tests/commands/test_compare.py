@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import cli
-from engine import read_checkpoint, read_rows
+from engine import RunDirectory, read_checkpoint, read_rows
 from tests.conftest import CONFIGS
 from tests.outside import PLAIN
 
@@ -106,3 +106,7 @@ def test_runs_are_compared_by_the_validation_that_chose_the_checkpoint(
     assert rows["val/loss"][0] == f"{float(chosen[-1]):.4f}"
     cli.main(["card", str(runs[1])])
     assert "On the test set, with limit_test_batches 1." in (runs[1] / "README.md").read_text()
+    cli.main(["pack", str(runs[1]), "--output", str(tmp_path / "packed")])
+    packed = RunDirectory(tmp_path / "packed").read_scores()
+    assert packed is not None
+    assert packed.changed == {"trainer.limit_test_batches": 1}
