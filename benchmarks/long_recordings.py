@@ -4,8 +4,12 @@
 
 Test clips of the run's corpus are joined with silences of 0.3 to 2 s, repeated until the recording
 is long enough. Its word error rate is compared with that of the clips alone, the borders of its
-segments with those of the clips' speech, and its peak memory with that of its first minute.
+segments with those of the clips' voices, and its peak memory with that of its first minute.
 Silence, noise and tones of a minute must give no text.
+
+A clip's voice begins and ends where its level, outward from the first and the last character of its
+aligned transcript, first falls 20 dB below the clip's. The level alone would take breath and noise
+for the voice.
 """
 
 import argparse
@@ -20,6 +24,8 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from commands.stages import load_run
 from datamodules.clips import read_clip
@@ -27,8 +33,10 @@ from engine import RunDirectory
 from metrics import WordErrorRate
 
 CLI = Path(__file__).parent.parent / "cli.py"
-SILENT = 0.01
-"""Amplitude below which the ends of a clip count as silence."""
+QUIET = 0.1
+"""Level around a clip's voice as a share of the clip's level: 20 dB less."""
+STEP, WINDOW = 0.005, 0.025
+"""Seconds between levels, and seconds of sound in each."""
 
 
 def transcribe(run: Path, *files: Path) -> tuple[list[dict[str, Any]], int]:
@@ -45,6 +53,20 @@ def transcribe(run: Path, *files: Path) -> tuple[list[dict[str, Any]], int]:
     return records, usage.ru_maxrss // 1024
 
 
+@torch.no_grad()
+def find_voice(model: Any, waveform: Tensor, text: str) -> tuple[float, float]:
+    """Return when the voice in a clip with a known transcript begins and ends, in seconds."""
+    memory, mask = model.network.encode(waveform[None], torch.tensor([len(waveform)]))
+    (words,) = model.find_words(memory, mask, [text])
+    rate = model.network.features.sample_rate
+    padded = pad(waveform, (round(WINDOW / 2 * rate),) * 2)
+    levels = padded.unfold(0, round(WINDOW * rate), round(STEP * rate)).square().mean(1).sqrt()
+    quiet = levels < QUIET * waveform.square().mean().sqrt()
+    quiet[[0, -1]] = True  # the voice is within the clip
+    times = STEP * quiet.nonzero()[:, 0].numpy()
+    return times[times <= words[0].start].max(), times[times >= words[-1].end].min()
+
+
 def error_rate(predictions: list[str], references: list[str]) -> float:
     """Return the word error rate of normalized texts."""
     metric = WordErrorRate(normalize=True)
@@ -58,24 +80,27 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
-    _, data = load_run(RunDirectory(options.run))
+    model, data = load_run(RunDirectory(options.run))
     data.prepare_data()
     data.setup("test")
     rate = data.sample_rate
     clips = data.datasets["test"].clips
     random = np.random.default_rng(0)
     parts, starts, ends, order = [], [], [], []
+    voices: dict[int, tuple[float, float]] = {}
     length = 0
     for i in np.resize(np.arange(len(clips)), 100_000):
         if length > options.minutes * 60 * rate:
             break
         silence = np.zeros(int(random.uniform(0.3, 2.0) * rate), np.float32)
-        sound = read_clip(clips[i], rate).numpy()
-        heard = np.flatnonzero(np.abs(sound) > SILENT)
-        starts.append((length + len(silence) + heard[0]) / rate)
-        ends.append((length + len(silence) + heard[-1]) / rate)
+        sound = read_clip(clips[i], rate)
+        if i not in voices:
+            voices[i] = find_voice(model, sound, clips[i].text)
+        before = (length + len(silence)) / rate
+        starts.append(before + voices[i][0])
+        ends.append(before + voices[i][1])
         order.append(int(i))
-        parts += [silence, sound]
+        parts += [silence, sound.numpy()]
         length += len(silence) + len(sound)
     whole = np.concatenate(parts)
     used = sorted(set(order))

@@ -21,7 +21,7 @@ from commands.classify import ImagePredictor
 from commands.folders import make_console
 from commands.inputs.audio_file import open_audio
 from commands.inputs.image_file import read_images
-from commands.inputs.speech_activity import Span, cut, load_detector
+from commands.inputs.speech_activity import MARGIN, Span, cut, load_detector
 from commands.predict import load_predictor
 from commands.transcribe import Transcriber
 from datamodules.speech import SpeechDataModule
@@ -88,7 +88,7 @@ class Recognizer:
     def _draw(self, path: str, segment: dict[str, Any]) -> Image.Image:
         """Draw the spectrogram and the alignment of a segment."""
         rate = self.transcriber.sample_rate
-        span = Span(segment["start"], segment["end"])
+        span = Span(segment["start"] - MARGIN, segment["end"] + MARGIN)
         (waveform,) = cut(open_audio(Path(path)).read(rate), [span], rate)
         device = self.model.device
         tokens = torch.tensor([self.model.vocabulary.encode(segment["text"])], device=device)

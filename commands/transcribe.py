@@ -97,7 +97,7 @@ class Transcriber:
         A transcript is a dictionary with ``file``, ``seconds``, ``text``, ``segments`` and, if
         every channel is transcribed, ``channel``. Segments have ``start``, ``end`` (seconds) and
         ``text`` and, with a CTC head, ``words``, each with ``word``, ``start``, ``end`` and
-        ``confidence``.
+        ``confidence``; then they begin with their first word and end with their last.
         """
         recordings = deque(Recording(path) for path in files)
         bar = progress.add_task("", total=None)
@@ -219,7 +219,10 @@ class Transcriber:
                 "text": text.strip(),
             }
             if words is not None:
-                segment["words"] = [shift(word, piece.span.start).describe() for word in words[i]]
+                described = [shift(word, piece.span.start).describe() for word in words[i]]
+                if described and described[0]["start"] is not None:  # closer than the detector
+                    segment |= {"start": described[0]["start"], "end": described[-1]["end"]}
+                segment["words"] = described
             yield segment
 
 
