@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
 from commands.stages import load_run
-from datamodules.clips import read_clip
+from datamodules.clips import Clip, read_clip
 from engine import RunDirectory
 from metrics import WordErrorRate
 
@@ -74,6 +75,32 @@ def error_rate(predictions: list[str], references: list[str]) -> float:
     return float(metric.compute())
 
 
+def join(
+    model: Any, clips: list[Clip], rate: int, minutes: float
+) -> tuple[list[int], list[NDArray[np.float32]], list[float], list[float]]:
+    """Return indices of clips, the sound to join, and when each clip's voice begins and ends."""
+    random = np.random.default_rng(0)
+    order: list[int] = []
+    parts: list[NDArray[np.float32]] = []
+    starts, ends = [], []
+    voices: dict[int, tuple[float, float]] = {}
+    length = 0
+    for i in np.resize(np.arange(len(clips)), 100_000).tolist():
+        if length > minutes * 60 * rate:
+            break
+        silence = np.zeros(int(random.uniform(0.3, 2.0) * rate), np.float32)
+        sound = read_clip(clips[i], rate)
+        if i not in voices:
+            voices[i] = find_voice(model, sound, clips[i].text)
+        before = (length + len(silence)) / rate
+        starts.append(before + voices[i][0])
+        ends.append(before + voices[i][1])
+        order.append(i)
+        parts += [silence, sound.numpy()]
+        length += len(silence) + len(sound)
+    return order, parts, starts, ends
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -85,24 +112,8 @@ def main() -> None:
     data.setup("test")
     rate = data.sample_rate
     clips = data.datasets["test"].clips
-    random = np.random.default_rng(0)
-    parts, starts, ends, order = [], [], [], []
-    voices: dict[int, tuple[float, float]] = {}
-    length = 0
-    for i in np.resize(np.arange(len(clips)), 100_000):
-        if length > options.minutes * 60 * rate:
-            break
-        silence = np.zeros(int(random.uniform(0.3, 2.0) * rate), np.float32)
-        sound = read_clip(clips[i], rate)
-        if i not in voices:
-            voices[i] = find_voice(model, sound, clips[i].text)
-        before = (length + len(silence)) / rate
-        starts.append(before + voices[i][0])
-        ends.append(before + voices[i][1])
-        order.append(int(i))
-        parts += [silence, sound.numpy()]
-        length += len(silence) + len(sound)
-    whole = np.concatenate(parts)
+    order, waveforms, starts, ends = join(model, clips, rate, options.minutes)
+    whole = np.concatenate(waveforms)
     used = sorted(set(order))
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -115,7 +126,7 @@ def main() -> None:
         references = [clips[i].text for i in order]
         separate = error_rate([texts[i] for i in order], references)
         joined = error_rate([record["text"]], [" ".join(references)])
-        print(f"{len(order)} clips joined, {length / rate / 60:.1f} minutes")
+        print(f"{len(order)} clips joined, {len(whole) / rate / 60:.1f} minutes")
         print(f"WER {joined:.4f}, of the clips alone {separate:.4f}: {joined - separate:+.4f}")
         for side, true in (("start", starts), ("end", ends)):
             borders = np.array([segment[side] for segment in record["segments"]])
