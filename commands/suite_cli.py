@@ -50,6 +50,7 @@ from engine import (
     group_parameters,
     initialize_from,
     is_lost_peer,
+    keep_freed_memory,
     read_checkpoint,
 )
 from engine.reproducibility import KEY
@@ -202,6 +203,7 @@ class SuiteCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer around the run directory; only fit logs curves."""
+        keep_freed_memory()
         kwargs["default_root_dir"] = str(self.run.path)
         config = self.config_init[self.subcommand]
         trainer = config.trainer

@@ -10,6 +10,7 @@ from engine.checkpoints import RunCheckpoint
 from engine.distributed import gather, is_lost_peer, leave_process_group
 from engine.initialization import find_weights, group_parameters, initialize_from
 from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
+from engine.memory import keep_freed_memory
 from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings, fuse_steps
 from engine.precision import choose_precision
@@ -46,6 +47,7 @@ __all__ = [
     "group_parameters",
     "initialize_from",
     "is_lost_peer",
+    "keep_freed_memory",
     "leave_process_group",
     "outlive_signals",
     "read_checkpoint",

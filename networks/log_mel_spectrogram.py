@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
+CLIPS = 4
+"""Clips that a CPU computes at a time: their spectra stay in its caches."""
+
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """Return a mask (batch, size), true on the real positions, of (batch,) lengths."""
@@ -77,15 +80,20 @@ class LogMelSpectrogram(nn.Module):
             Spectrograms (batch, bands, frames), zero after each clip's end, and their lengths
             (batch,) in frames.
         """
+        frames = self.frames(lengths)
+        if waveforms.device.type != "cpu" or torch.compiler.is_exporting():
+            return self._compute(waveforms, frames), frames
+        parts = zip(waveforms.split(CLIPS), frames.split(CLIPS), strict=True)
+        return torch.cat([self._compute(*part) for part in parts]), frames
+
+    def _compute(self, waveforms: Tensor, frames: Tensor) -> Tensor:
         # The range of the powers is too large for half precision.
         with torch.autocast(waveforms.device.type, enabled=False):
             power = self.mel(waveforms.float())  # (batch, bands, frames)
-        frames = self.frames(lengths)
-        real = length_mask(frames, power.shape[-1])[:, None, :]
-        log = power.clamp(min=1e-10).log10()
-        peak = log.masked_fill(~real, -torch.inf).amax((1, 2), keepdim=True)
-        normalized = (torch.maximum(log, peak - 8.0) + 4.0) / 4.0
-        return normalized.masked_fill(~real, 0.0), frames
+        padding = ~length_mask(frames, power.shape[-1])[:, None, :]
+        log = power.clamp_(min=1e-10).log10_()
+        peak = log.masked_fill(padding, -torch.inf).amax((1, 2), keepdim=True)
+        return torch.maximum(log, peak - 8.0).add_(4.0).div_(4.0).masked_fill_(padding, 0.0)
 
 
 class SpecAugment(nn.Module):
