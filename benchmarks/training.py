@@ -10,11 +10,14 @@ each of 98 tokens, where `fit` stops once all texts have ended.
 """
 
 import argparse
+import ctypes
 import itertools
 import json
 import math
+import platform
 import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +38,7 @@ from callbacks import SpeechExamples
 from datamodules import LJSpeechDataModule
 from datamodules.clips import Clip, read_clip
 from datamodules.vocabulary import CharacterVocabulary
-from engine import choose_precision
+from engine import choose_precision, keep_freed_memory
 from lightning_modules import SpeechRecognizer, WarmupLinearDecay
 from networks import (
     AudioEncoder,
@@ -48,6 +51,10 @@ from networks import (
 CONFIG = Path(__file__).parent.parent / "configs" / "asr_transformer.yaml"
 FRAMES, TOKENS, HOP = 2754, 99, 160
 CLIPS = 256
+M_MMAP_THRESHOLD, M_MMAP_MAX = -3, -4
+"""Options of glibc's ``mallopt``."""
+MAX_MMAP_THRESHOLD, DEFAULT_MMAP_MAX = 2**25, 2**16
+"""glibc raises its threshold up to this one, and maps at most so many blocks."""
 BARE, COURSE = "bare loop, same batches", "coursework's way"
 
 
@@ -148,6 +155,22 @@ class CourseNetwork(nn.Module):
         return self.output(self.last_norm(self.cross(x, memory)))
 
 
+@contextmanager
+def default_memory() -> Iterator[None]:
+    """Return large blocks to the operating system at once, as glibc does unless told otherwise.
+
+    `fit` tells it otherwise, for the whole process; the coursework would not.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
+    library.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
+    yield
+    keep_freed_memory()
+
+
 class Coursework:
     """Training and validation as in the coursework's notebook."""
 
@@ -170,6 +193,7 @@ class Coursework:
         pad = self.vocabulary.pad
         return F.cross_entropy(logits, targets, ignore_index=pad, label_smoothing=0.1)
 
+    @default_memory()
     def train(self) -> None:
         """Train an epoch."""
         self.network.train()
@@ -180,6 +204,7 @@ class Coursework:
             self.optimizer.step()
             loss.item()
 
+    @default_memory()
     @torch.no_grad()
     def validate(self) -> None:
         """Compute the loss, decode, and compare the texts with the references."""
