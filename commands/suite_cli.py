@@ -57,6 +57,9 @@ from engine.reproducibility import KEY
 from errors import UserError
 from lightning_modules.schedules import WarmupLinearDecay, count_steps
 
+OTHER_WEIGHTS = ("16-true", "bf16-true", "64", "64-true", "transformer-engine")
+"""Precisions of Lightning in which weights are not in float32."""
+
 
 class SaveFitConfig(SaveConfigCallback):
     """Save the configuration of fit in the run directory, with any logger or none."""
@@ -202,7 +205,11 @@ class SuiteCLI(LightningCLI):
             rank_zero_info(f"Filled from the data: {filled}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer around the run directory; only fit logs curves."""
+        """Build the trainer around the run directory; only fit logs curves.
+
+        Raises:
+            UserError: if the weights would not be in float32.
+        """
         keep_freed_memory()
         kwargs["default_root_dir"] = str(self.run.path)
         config = self.config_init[self.subcommand]
@@ -217,6 +224,11 @@ class SuiteCLI(LightningCLI):
         # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
         engine = [OptimizerSettings(), Reproducibility(seed)]
         kwargs["callbacks"] = [self.shutdown, *as_list(trainer.callbacks), *engine]
+        if str(trainer.precision) in OTHER_WEIGHTS:
+            raise UserError(
+                f"trainer.precision={trainer.precision} is not supported: weights are in float32; "
+                "choose 32-true, bf16-mixed or 16-mixed"
+            )
         mixed = getattr(self.model, "mixed_precision", False)
         if self.subcommand == "fit" and trainer.precision is None and mixed:
             kwargs["precision"] = self.resume_precision or choose_precision(trainer.accelerator)

@@ -9,6 +9,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from engine.distributed import gather
@@ -165,14 +166,17 @@ class TrainingModule(LightningModule):
         return self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
 
     def on_fit_start(self) -> None:
-        """Check the schedule.
+        """Check optimizer and schedule.
 
         Raises:
-            UserError: if it needs a validation metric, but the trainer does not take the steps.
+            UserError: if they need a trainer that takes the steps, but the model takes them.
         """
+        if self.automatic_optimization:
+            return
+        if any(isinstance(optimizer, LBFGS) for optimizer in self.trainer.optimizers):
+            raise UserError("LBFGS needs --data.init_args.steps_per_execution=1")
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-        plateau = any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules)
-        if plateau and not self.automatic_optimization:
+        if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
             raise UserError("ReduceLROnPlateau needs --data.init_args.steps_per_execution=1")
 
     def check_finite(self, value: float, batch: Any, step: int) -> None:

@@ -36,3 +36,11 @@ def test_fit_uses_bfloat16_where_the_cpu_computes_it_and_a_resumed_run_keeps_its
     course = ["--config", str(CONFIGS / "octmnist_mlp.yaml"), f"--data.init_args.file={retinas}"]
     run = run_cli("fit", *course, "--trainer.accelerator=cpu", "--trainer.max_epochs=1")
     assert precision_of(run) == "32-true"
+
+
+def test_weights_of_another_precision_are_refused(
+    small: list[str], fail_cli: Callable[..., str]
+) -> None:
+    for precision in ("bf16-true", "64"):
+        message = fail_cli("fit", *small, f"--trainer.precision={precision}")
+        assert f"trainer.precision={precision} is not supported" in message

@@ -137,6 +137,7 @@ def test_several_steps_of_one_execution_are_the_steps_one_by_one(
             ["--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss"],
             "ReduceLROnPlateau needs --data.init_args.steps_per_execution=1",
         ),
+        (["--optimizer=LBFGS"], "LBFGS needs --data.init_args.steps_per_execution=1"),
     ],
 )
 def test_settings_incompatible_with_several_steps_per_execution_are_named(
