@@ -2,11 +2,15 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from networks.audio_encoder import SpeechEncoder
 from networks.log_mel_spectrogram import LogMelSpectrogram, SpecAugment
 from networks.text_decoder import TextDecoder
+
+TOGETHER = 8
+"""Clips that a CPU encodes together in evaluation."""
 
 
 class Prediction(NamedTuple):
@@ -69,9 +73,26 @@ class SpeechToText(nn.Module):
     def encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode clips (batch, samples) with (batch,) lengths in samples.
 
+        In evaluation on a CPU, clips of similar length are encoded together, without the padding
+        of the whole batch: an encoding does not depend on it.
+
         Returns:
             Encodings (batch, positions, hidden) and a mask (batch, positions), true on real ones.
         """
+        is_eager = waveforms.device.type == "cpu" and not torch.compiler.is_exporting()
+        if self.training or not is_eager or len(waveforms) <= TOGETHER:
+            return self._encode(waveforms, lengths)
+        groups = lengths.argsort(descending=True).split(TOGETHER)
+        parts = [self._encode(waveforms[g, : lengths[g[0]]], lengths[g]) for g in groups]
+        longest, _ = parts[0]
+        memory = longest.new_zeros(len(waveforms), *longest.shape[1:])
+        mask = torch.zeros(memory.shape[:2], dtype=torch.bool)
+        for group, (encodings, real) in zip(groups, parts, strict=True):
+            memory[group, : encodings.shape[1]] = encodings
+            mask[group, : real.shape[1]] = real
+        return memory, mask
+
+    def _encode(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         spectrograms, frames = self.features(waveforms, lengths)  # (batch, bands, frames)
         if self.augment is not None:
             spectrograms = self.augment(spectrograms, frames)
