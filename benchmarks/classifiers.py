@@ -142,6 +142,8 @@ def compare_fit(
     args = ["--config", str(CONFIGS / f"{config}.yaml"), f"--data.init_args.file={file}"]
     args += [f"--data.init_args.batch_size={size}", f"--experiment={config}_{size}"]
     args += [f"--trainer.default_root_dir={folder}", f"--trainer.max_epochs={rounds + 1}"]
+    if size > 16:
+        args.append("--threads=null")  # as the configuration advises
     args += ["--trainer.accelerator=cpu", *Turns.prepare({LOADER: load, RESIDENT: index})]
     cli.main(["fit", *args])
     return Comparison(f"{config}, batch {size}, {len(y):,} images", Turns.training, targets)

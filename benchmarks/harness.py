@@ -131,8 +131,10 @@ class Turns(Callback):
         validation_peers: contenders that validate.
         training: seconds of each contender's training epochs.
         validation: seconds of each contender's validations.
+        threads: PyTorch's own number of threads, which peers use.
     """
 
+    threads: ClassVar[int]
     training_peers: ClassVar[Mapping[str, Contender]]
     validation_peers: ClassVar[Mapping[str, Contender]]
     training: ClassVar[dict[str, list[float]]]
@@ -148,10 +150,13 @@ class Turns(Callback):
         cls.training_peers, cls.validation_peers = training_peers, validation_peers or {}
         cls.training = {name: [] for name in (OURS, *cls.training_peers)}
         cls.validation = {name: [] for name in (OURS, *cls.validation_peers)}
+        cls.threads = torch.get_num_threads()
         return [f"--trainer.callbacks+={cls.__module__}.{cls.__qualname__}"]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the peers do their work; then start the clock."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
         for peers, seconds in (
             (self.training_peers, self.training),
             (self.validation_peers, self.validation),
@@ -160,6 +165,7 @@ class Turns(Callback):
                 took = stopwatch(function)
                 if trainer.current_epoch:
                     seconds[name].append(took)
+        torch.set_num_threads(threads)
         self._start = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

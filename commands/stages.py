@@ -33,6 +33,7 @@ def run(args: list[str]) -> None:
     quieten()
     atexit.register(leave_process_group)
     atexit.register(end_workers)
+    threads = torch.get_num_threads()
     try:
         start(args)
     except OSError as error:
@@ -46,6 +47,8 @@ def run(args: list[str]) -> None:
             "the checkpoint does not fit this configuration's model: give the --config and the "
             f"overrides it was trained with ({' '.join(str(error).split())[:200]} …)"
         ) from error
+    finally:
+        torch.set_num_threads(threads)
 
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)

@@ -7,8 +7,10 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ArgumentError
+from jsonargparse.typing import PositiveInt
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
@@ -121,6 +123,12 @@ class SuiteCLI(LightningCLI):
             default={},
             help="Learning-rate factor of each part of the model, such as {network.encoder: 0.3}.",
         )
+        parser.add_argument(
+            "--threads",
+            type=PositiveInt | None,
+            default=None,
+            help="CPU threads of each process; by default as many as it has cores.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         for source, target in LINKS:
             parser.link_arguments(
@@ -186,6 +194,9 @@ class SuiteCLI(LightningCLI):
         Raises:
             UserError: if an argument is invalid.
         """
+        threads = self.config[self.subcommand].threads
+        if threads is not None:
+            torch.set_num_threads(threads)
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 import cli
 from engine import read_rows
@@ -70,6 +72,25 @@ def test_a_run_goes_where_the_first_config_or_the_experiment_says(
     assert yaml.safe_load(saved.read_text())["experiment"] == "other"
     cli.main(["test", "--config", str(saved)])
     assert (tmp_path / "runs" / "other" / "test_metrics.json").exists()
+
+
+class ThreadCounter(Callback):
+    """Keep the number of threads that a fit uses."""
+
+    threads: ClassVar[list[int]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.threads.append(torch.get_num_threads())
+
+
+def test_threads_are_set_for_a_run_and_not_for_what_follows(
+    small: list[str], run_cli: Callable[..., Path]
+) -> None:
+    before = torch.get_num_threads()
+    counter = f"--trainer.callbacks+={ThreadCounter.__module__}.{ThreadCounter.__qualname__}"
+    run_cli("fit", *small, "--trainer.max_epochs=1", counter, f"--threads={before + 1}")
+    assert ThreadCounter.threads == [before + 1]
+    assert torch.get_num_threads() == before
 
 
 def test_a_used_run_directory_is_left_alone(
@@ -180,6 +201,7 @@ def test_predict_transcribes_files_without_a_corpus(
             ["augment is now model.init_args.network.init_args.augment"],
         ),
         ("fit", ["--model.init_args.ctc_weight=2"], ["ctc_weight 2"]),
+        ("fit", ["--threads=0"], ["threads", "0"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
