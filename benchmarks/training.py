@@ -6,19 +6,18 @@ All train the course's Transformer recognizer of 1.3 million parameters: the bar
 the coursework's way on 256, because it takes long. The latter is written as its users would:
 spectrograms are computed item by item, padded to 2,754 frames and not masked; attention is
 an explicit softmax; texts are cut at 97 characters; and decoding reads the whole prefix again for
-each of 98 tokens, where `fit` stops once all texts have ended.
+each of 98 tokens, where `fit` stops once all texts have ended. It runs in a process of its own,
+because the gigabytes that it leaves behind slow down the next epoch in theirs.
 """
 
 import argparse
-import ctypes
 import itertools
 import json
 import math
-import platform
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -33,12 +32,20 @@ from torchaudio.transforms import MelSpectrogram
 
 import cli
 from benchmarks.corpus import find_corpus
-from benchmarks.harness import OURS, Comparison, Section, Turns, report, stopwatch
+from benchmarks.harness import (
+    OURS,
+    Comparison,
+    OwnProcess,
+    Section,
+    Turns,
+    report,
+    stopwatch,
+)
 from callbacks import SpeechExamples
 from datamodules import LJSpeechDataModule
 from datamodules.clips import Clip, read_clip
 from datamodules.vocabulary import CharacterVocabulary
-from engine import choose_precision, keep_freed_memory
+from engine import choose_precision
 from lightning_modules import SpeechRecognizer, WarmupLinearDecay
 from networks import (
     AudioEncoder,
@@ -51,10 +58,6 @@ from networks import (
 CONFIG = Path(__file__).parent.parent / "configs" / "asr_transformer.yaml"
 FRAMES, TOKENS, HOP = 2754, 99, 160
 CLIPS = 256
-M_MMAP_THRESHOLD, M_MMAP_MAX = -3, -4
-"""Options of glibc's ``mallopt``."""
-MAX_MMAP_THRESHOLD, DEFAULT_MMAP_MAX = 2**25, 2**16
-"""glibc raises its threshold up to this one, and maps at most so many blocks."""
 BARE, COURSE = "bare loop, same batches", "coursework's way"
 
 
@@ -155,27 +158,13 @@ class CourseNetwork(nn.Module):
         return self.output(self.last_norm(self.cross(x, memory)))
 
 
-@contextmanager
-def default_memory() -> Iterator[None]:
-    """Return large blocks to the operating system at once, as glibc does unless told otherwise.
-
-    `fit` tells it otherwise, for the whole process; the coursework would not.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    library = ctypes.CDLL(None)
-    library.mallopt(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
-    library.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
-    yield
-    keep_freed_memory()
-
-
 class Coursework:
     """Training and validation as in the coursework's notebook."""
 
-    def __init__(self, data: LJSpeechDataModule) -> None:
+    def __init__(self, root: Path, settings: dict[str, Any]) -> None:
         torch.manual_seed(0)
+        data = LJSpeechDataModule(str(root), **settings)
+        data.setup("fit")
         vocabulary = data.vocabulary
         self.vocabulary = vocabulary
         train, val = (
@@ -193,7 +182,6 @@ class Coursework:
         pad = self.vocabulary.pad
         return F.cross_entropy(logits, targets, ignore_index=pad, label_smoothing=0.1)
 
-    @default_memory()
     def train(self) -> None:
         """Train an epoch."""
         self.network.train()
@@ -204,7 +192,6 @@ class Coursework:
             self.optimizer.step()
             loss.item()
 
-    @default_memory()
     @torch.no_grad()
     def validate(self) -> None:
         """Compute the loss, decode, and compare the texts with the references."""
@@ -304,8 +291,9 @@ def compare(root: Path, folder: Path, rounds: int, max_clips: int | None) -> Tim
     if max_clips is None:
         turns = Turns.prepare({BARE: BareLoop(data, rounds + 1).train})
     else:
-        course = Coursework(data)
-        turns = Turns.prepare({COURSE: course.train}, {COURSE: course.validate})
+        course = OwnProcess(partial(Coursework, root, settings))
+        training, validation = ({COURSE: course.method(name)} for name in ("train", "validate"))
+        turns = Turns.prepare(training, validation)
     args = ["--config", str(CONFIG), f"--data.init_args.root={root}", f"--experiment={max_clips}"]
     args += [f"--data.init_args.{key}={value}" for key, value in settings.items()]
     search = {"class_path": "networks.GreedySearch", "init_args": {"max_tokens": TOKENS - 1}}
