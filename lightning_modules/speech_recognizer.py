@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -171,6 +172,9 @@ class SpeechRecognizer(TrainingModule):
         weights = adapt_rows(self, weights, checkpoint, "recognizer")
         own, positions = self.state_dict(), "network.decoder.positions"
         if positions in weights and positions in own:
+            learned, wanted = len(weights[positions]), len(own[positions])
+            if learned < wanted:
+                rank_zero_info(f"{learned} of {wanted} positions kept; randomly initialized: the rest")
             weights[positions] = copy_rows(weights[positions], own[positions])
         return weights
 

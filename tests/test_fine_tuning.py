@@ -70,6 +70,7 @@ def test_another_alphabet_longer_texts_and_a_deeper_encoder_keep_what_fits(
         before["network.encoder.blocks.1.mlp.0.weight"],
     )
     told = caplog.text + "".join(capsys.readouterr())
+    assert "20 of 30 positions kept; randomly initialized: the rest" in told
     assert f"Started from {path}: " in told
     assert "Randomly initialized: network.encoder.blocks.2.attention_norm.weight" in told
     assert """randomly initialized: "'\"""" in told
