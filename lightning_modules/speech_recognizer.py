@@ -174,7 +174,9 @@ class SpeechRecognizer(TrainingModule):
         if positions in weights and positions in own:
             learned, wanted = len(weights[positions]), len(own[positions])
             if learned < wanted:
-                rank_zero_info(f"{learned} of {wanted} positions kept; randomly initialized: the rest")
+                rank_zero_info(
+                    f"{learned} of {wanted} positions kept; randomly initialized: the rest"
+                )
             weights[positions] = copy_rows(weights[positions], own[positions])
         return weights
 
