@@ -20,6 +20,7 @@ import cli
 from commands import transcribe
 from commands.inputs.audio_file import AudioFile
 from commands.inputs.speech_activity import Span
+from lightning_modules import SpeechRecognizer
 from tests.conftest import CONFIGS, ROOT, SAMPLE_RATE, SMALL_MODEL, hear_tones, speak_tones
 
 WORDS = ("abc def", "hgfe", "b a d")
@@ -156,6 +157,11 @@ def test_a_long_recording_is_cut_and_its_times_shifted(
         patch.setattr(transcribe, "WINDOW_SECONDS", 1.5)  # batches of several windows
         patch.setattr(transcribe, "BATCH_SECONDS", 1.0)
         record = json.loads(predict(run, path, "--format", "jsonl"))
+        patch.setattr(SpeechRecognizer, "_find_words", lambda *_: {})  # as without a CTC head
+        without = json.loads(predict(run, path, "--format", "jsonl"))
+    assert [(segment["start"], segment["end"]) for segment in without["segments"]] == [
+        pytest.approx(span, abs=1e-3) for span in spans
+    ]
     lines = predict(run, recordings, "--format", "jsonl").splitlines()
     alone = [json.loads(line)["segments"][0] for line in lines]
     assert len(record["segments"]) == len(spans)
