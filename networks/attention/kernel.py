@@ -18,6 +18,10 @@ class KeyValues(NamedTuple):
     keys: Tensor
     values: Tensor
 
+    def contiguous(self) -> "KeyValues":
+        """Return both in contiguous memory."""
+        return KeyValues(self.keys.contiguous(), self.values.contiguous())
+
     def select(self, rows: Tensor) -> "KeyValues":
         """Return the given rows (selected,) of the batch."""
         return KeyValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
