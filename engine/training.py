@@ -134,11 +134,14 @@ class TrainingModule(LightningModule):
                 break
         # Checked together, to avoid waiting for a GPU in each step. A batch with a non-finite loss
         # is not saved.
-        values = torch.stack([losses["loss"] for _, losses, _ in taken]).tolist()
-        bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), 0)
-        self.check_finite(values[bad], taken[bad][0], first_step + bad)
-        for _, losses, weight in taken:
-            self.add_losses(losses, weight)
+        names = taken[0][1]
+        values = {
+            name: torch.stack([losses[name] for _, losses, _ in taken]).tolist() for name in names
+        }
+        bad = next((i for i, value in enumerate(values["loss"]) if not math.isfinite(value)), 0)
+        self.check_finite(values["loss"][bad], taken[bad][0], first_step + bad)
+        for i, (_, _, weight) in enumerate(taken):
+            self.add_losses({name: of_steps[i] for name, of_steps in values.items()}, weight)
 
     def _needs_no_trainer(self) -> bool:
         """Return whether the trainer's backward and step add nothing but hooks to PyTorch's.
