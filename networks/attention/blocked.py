@@ -12,6 +12,9 @@ softmax_backward = torch.ops.aten._softmax_backward_data  # noqa: SLF001
 
 BLOCK = 2**21
 """Weights of a block: with their gradients, they stay in the cores' caches."""
+STEP = 32
+"""The number of keys of a block is a multiple of this unless it has all: oneDNN takes about a
+millisecond to prepare a product of a new shape."""
 KEPT = 2**27
 """Most weights that are kept for the backward pass, 256 MiB; more are computed again there."""
 
@@ -21,7 +24,7 @@ class Block(NamedTuple):
 
     Attributes:
         rows: their rows.
-        keys: number of keys up to the last one that any query of theirs sees.
+        keys: number of keys, at least up to the last one that any query of theirs sees.
         visible: number of keys before the first one that some query of theirs does not see.
     """
 
@@ -100,7 +103,7 @@ def divide(query: Tensor, keys: Tensor, mask: Tensor | None) -> list[Block]:
     for rows in slices:
         seen = int(some[rows].any(0).nonzero()[-1]) + 1
         visible = int(every[rows].all(0).cumprod(0).sum())
-        blocks.append(Block(rows, seen, visible))
+        blocks.append(Block(rows, min(seen + -seen % STEP, length), visible))
     return blocks
 
 
