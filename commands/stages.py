@@ -134,7 +134,7 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
     # Batches by length keep having new shapes: oneDNN's 1,024 cached convolutions are not reused,
     # and they fragment the heap (docs/speed.md, "Padding and memory"). oneDNN reads the variable
     # at its first use.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     # Probably cuDNN's attention, which plans anew for each shape, made first epochs on an H200 slow
     # (docs/how_to/devices.md).
     torch.backends.cuda.enable_cudnn_sdp(False)
