@@ -100,6 +100,7 @@ def test_blocks_attend_as_the_whole_batch(
     torch.manual_seed(0)
     queries, keys = (9, 9) if kind == "causal" else (6, 9)
     monkeypatch.setattr(blocked, "BLOCK", clips * 2 * queries * keys)
+    monkeypatch.setattr(blocked, "STEP", 2)
     monkeypatch.setattr(blocked, "KEPT", 5 * 2 * queries * keys - (not is_kept))
     real = torch.arange(keys) < torch.tensor([9, 1, 4, 3, 7])[:, None]
     masks: dict[str, Tensor | None] = {
