@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -146,11 +147,12 @@ class OwnProcess:
 
 
 def obey(connection: Connection, make: Callable[[], object]) -> None:
-    """Build an object, and call the methods whose names are received."""
+    """Build an object, and call the methods whose names are received, until nobody sends any."""
     made = make()
-    while True:
-        getattr(made, connection.recv())()
-        connection.send(None)
+    with suppress(EOFError):
+        while True:
+            getattr(made, connection.recv())()
+            connection.send(None)
 
 
 class Turns(Callback):

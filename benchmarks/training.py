@@ -281,20 +281,24 @@ class Times:
     clips: tuple[int, int]
 
 
-def compare(root: Path, folder: Path, rounds: int, max_clips: int | None) -> Times:
-    """Fit beside one peer: the coursework's way on few clips, the bare loop on all."""
+def compare(root: Path, folder: Path, rounds: int, stage: str | None = None) -> Times:
+    """Fit beside one peer: the bare loop, or a stage of the coursework's way on `CLIPS` clips.
+
+    Beside its validation, an epoch of ours is a single step.
+    """
     settings: dict[str, Any] = {"max_characters": TOKENS - 2, "num_workers": 0}
-    if max_clips is not None:
-        settings["max_clips"] = max_clips
+    if stage is not None:
+        settings["max_clips"] = CLIPS
     data = LJSpeechDataModule(str(root), **settings)
     data.setup("fit")
-    if max_clips is None:
+    if stage is None:
         turns = Turns.prepare({BARE: BareLoop(data, rounds + 1).train})
     else:
-        course = OwnProcess(partial(Coursework, root, settings))
-        training, validation = ({COURSE: course.method(name)} for name in ("train", "validate"))
-        turns = Turns.prepare(training, validation)
-    args = ["--config", str(CONFIG), f"--data.init_args.root={root}", f"--experiment={max_clips}"]
+        peer = {COURSE: OwnProcess(partial(Coursework, root, settings)).method(stage)}
+        turns = Turns.prepare(peer) if stage == "train" else Turns.prepare({}, peer)
+    args = ["--config", str(CONFIG), f"--data.init_args.root={root}", f"--experiment={stage}"]
+    if stage == "validate":
+        args.append("--trainer.limit_train_batches=1")
     args += [f"--data.init_args.{key}={value}" for key, value in settings.items()]
     search = {"class_path": "networks.GreedySearch", "init_args": {"max_tokens": TOKENS - 1}}
     args += ["--model.init_args.decoding", json.dumps(search), "--trainer.accelerator=cpu"]
@@ -309,16 +313,17 @@ def measure(options: argparse.Namespace) -> Section:
     """Compare the three."""
     with TemporaryDirectory() as name:
         root = find_corpus(options.speech, Path(name) / "noise", 400)
-        all_clips = compare(root, Path(name), options.rounds, None)
-        few_clips = compare(root, Path(name), options.rounds, CLIPS)
+        all_clips = compare(root, Path(name), 3 * options.rounds)
+        train = compare(root, Path(name), options.rounds, "train")
+        validate = compare(root, Path(name), 3 * options.rounds, "validate")
     work = "training epoch, {} clips, batch 64"
     loop = Comparison(work.format(all_clips.clips[0]), all_clips.training, {BARE: 1 / 1.05})
-    training = Comparison(work.format(few_clips.clips[0]), few_clips.training, {COURSE: 10.0})
-    ours = few_clips.validation[OURS]
-    bare = [whole - part for whole, part in zip(ours, few_clips.pictures, strict=True)]
-    work = f"validation, {few_clips.clips[1]} clips, with decoding"
-    validation = Comparison(work, {**few_clips.validation, OURS: bare}, {COURSE: 20.0})
-    drawing = Comparison(f"{work} and pictures", few_clips.validation)
+    training = Comparison(work.format(train.clips[0]), train.training, {COURSE: 10.0})
+    ours = validate.validation[OURS]
+    bare = [whole - part for whole, part in zip(ours, validate.pictures, strict=True)]
+    work = f"validation, {validate.clips[1]} clips, with decoding"
+    validation = Comparison(work, {**validate.validation, OURS: bare}, {COURSE: 20.0})
+    drawing = Comparison(f"{work} and pictures", validate.validation)
     share = statistics.median(
         part / whole
         for part, whole in zip(all_clips.pictures, all_clips.training[OURS], strict=True)
