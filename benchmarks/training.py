@@ -335,7 +335,7 @@ def measure(options: argparse.Namespace) -> Section:
         f"{choose_precision('cpu')}. The coursework's way computes in float32, pads each clip to "
         f"{FRAMES:,} frames without masks, and reads the whole text again for each of its "
         f"{TOKENS - 1} characters. An epoch of `fit` includes its checkpoint, and a validation two "
-        "more scores; the coursework's way draws no pictures. "
+        "more scores; the coursework's way draws no pictures. Validations follow a single step. "
         f"Those of four clips take {share:.1%} of a training epoch of {all_clips.clips[0]} clips."
     )
     return Section("The recognizer's epoch", text, [loop, training, validation, drawing])
