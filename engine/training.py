@@ -134,9 +134,9 @@ class TrainingModule(LightningModule):
                 break
         # Checked together, to avoid waiting for a GPU in each step. A batch with a non-finite loss
         # is not saved.
-        names = taken[0][1]
         values = {
-            name: torch.stack([losses[name] for _, losses, _ in taken]).tolist() for name in names
+            name: torch.stack([losses[name] for _, losses, _ in taken]).tolist()
+            for name in taken[0][1]
         }
         bad = next((i for i, value in enumerate(values["loss"]) if not math.isfinite(value)), 0)
         self.check_finite(values["loss"][bad], taken[bad][0], first_step + bad)

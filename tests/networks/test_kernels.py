@@ -115,6 +115,8 @@ def test_blocks_attend_as_the_whole_batch(
         for length in (queries, keys, keys)
     ]
     q, k, v = inputs
+    # Few different numbers of keys: each is a new shape to prepare.
+    assert {block.keys for block in blocked.divide(q, k, mask)} <= {2, 4, 6, 8, keys}
     found = blocked.attend_in_blocks(q, k, v, mask)
     expected = F.scaled_dot_product_attention(q, k, v, mask)
     assert_same(found, expected, inputs)
