@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from signal import SIGINT, SIGTERM, signal
 from typing import IO, Any, Literal
@@ -59,9 +59,10 @@ def run_sweep(config: Path, others: Sequence[str], storage: str | None) -> None:
     """
     sweep = Sweep(config, others)
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    with lock(sweep.folder / ".lock", wait=True):
-        sweep.open_study(storage)
-    sweep.work()
+    with sweep.deferred_signals():
+        with lock(sweep.folder / ".lock", wait=True):
+            sweep.open_study(storage)
+        sweep.work()
     with lock(sweep.folder / ".lock", wait=True) as turn:
         sweep.report(turn)
 
@@ -92,6 +93,8 @@ class Sweep:
     Runs are numbered. Each has a trial in the study from the start. If a trial is cut short, a new
     trial of the same run replaces it.
     """
+
+    received = 0  # the signal that arrived last
 
     def __init__(self, path: Path, others: Sequence[str]) -> None:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
@@ -177,26 +180,41 @@ class Sweep:
         """Return run number → latest trial of that run."""
         return {t.user_attrs["run"]: t for t in self.study.trials if "run" in t.user_attrs}
 
-    def work(self) -> None:
-        """Run trials until each run has ended, here or in another process."""
+    @contextmanager
+    def deferred_signals(self) -> Iterator[None]:
+        """Let SIGINT and SIGTERM end the sweep in ``check_signals`` only.
 
-        def interrupt(number: int, _: object) -> None:
-            raise KeyboardInterrupt(number)
+        Anywhere else they could leave a trial half recorded or the journal locked.
+        """
 
-        handlers = {number: signal(number, interrupt) for number in (SIGINT, SIGTERM)}
+        def receive(number: int, _: object) -> None:
+            self.received = number
+
+        handlers = {number: signal(number, receive) for number in (SIGINT, SIGTERM)}
         try:
-            while left := {t.state for t in self.trials().values() if not t.state.is_finished()}:
-                self.retry_dead()
-                if TrialState.WAITING in left:
-                    with ExitStack() as self.locks:  # held until the study has the score
-                        self.study.optimize(self.fit, n_trials=1)
-                else:
-                    time.sleep(POLL)
-        except KeyboardInterrupt as stop:
-            sys.exit(128 + stop.args[0])
+            yield
+            self.check_signals()
+        except KeyboardInterrupt:
+            sys.exit(128 + self.received)
         finally:
             for number, handler in handlers.items():
                 signal(number, handler)
+
+    def check_signals(self) -> None:
+        """Raise KeyboardInterrupt if a signal has arrived."""
+        if self.received:
+            raise KeyboardInterrupt
+
+    def work(self) -> None:
+        """Run trials until each run has ended, here or in another process."""
+        while left := {t.state for t in self.trials().values() if not t.state.is_finished()}:
+            self.check_signals()
+            self.retry_dead()
+            if TrialState.WAITING in left:
+                with ExitStack() as self.locks:  # held until the study has the score
+                    self.study.optimize(self.fit, n_trials=1)
+            else:
+                time.sleep(POLL)
 
     def retry_dead(self) -> None:
         """Queue the trials of dead processes again.
@@ -212,6 +230,15 @@ class Sweep:
                     if self.study.trials[trial.number].state == TrialState.RUNNING:
                         self.retry(self.study, trial)
                         self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def lock_run(self, number: int) -> IO[str]:
+        """Return the run's locked file; wait for a fit that outlived its sweep process."""
+        while True:
+            self.check_signals()
+            try:
+                return lock(self.folder / f"{number:02d}.lock", wait=False)
+            except BlockingIOError:
+                time.sleep(POLL)
 
     def run(self, trial: optuna.Trial | FrozenTrial) -> RunDirectory:
         """Return the run directory, named after the run's number and values."""
@@ -234,9 +261,7 @@ class Sweep:
         try:
             for key in self.yaml.search:
                 self.suggest(trial, key)
-            # A fit that outlived its sweep process still holds the lock.
-            locked = self.locks.enter_context(lock(self.folder / f"{number:02d}.lock", wait=True))
-            return self.follow_fit(trial, locked)
+            return self.follow_fit(trial, self.locks.enter_context(self.lock_run(number)))
         except (KeyboardInterrupt, OSError, RuntimeError):
             self.retry(self.study, self.study.trials[trial.number])
             raise
@@ -260,6 +285,7 @@ class Sweep:
         status, reported = None, -1
         try:
             while status is None:
+                self.check_signals()
                 with suppress(subprocess.TimeoutExpired):
                     status = fit.wait(POLL)
                 curve = read_curves(run.metrics).get(self.monitor, {})

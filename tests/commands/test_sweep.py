@@ -242,3 +242,26 @@ def test_an_interrupted_sweep_continues_and_its_run_resumes(
     assert [t.state for t in trials_of(tmp_path)] == [TrialState.FAIL, TrialState.COMPLETE]
     assert "Restored all states from the checkpoint" in Path(f"{run}.log").read_text()
     assert trained_epochs(run) == list(range(stopped["epoch"] + 2))
+
+
+def test_a_signal_while_the_study_is_written_loses_nothing(
+    retinas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = write_sweep(tmp_path, retinas, [0.01], 100_000)
+    best = tmp_path / "runs" / "rates" / "00,lr=0.01" / "checkpoints" / "best.ckpt"
+    unlink = os.unlink
+
+    def unlink_and_interrupt(path: str | Path, **kwargs: Any) -> None:
+        unlink(path, **kwargs)
+        if "journal.log.lock" in str(path) and best.exists():
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink_and_interrupt)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(args)
+    assert stop.value.code == 128 + signal.SIGINT
+    assert [t.state for t in trials_of(tmp_path)] == [TrialState.FAIL, TrialState.WAITING]
+    stopped = torch.load(best.with_name("last.ckpt"), weights_only=True)
+    cli.main([*args, f"--trainer.max_epochs={stopped['epoch'] + 1}"])
+    assert [t.state for t in trials_of(tmp_path)] == [TrialState.FAIL, TrialState.COMPLETE]
