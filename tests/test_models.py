@@ -61,5 +61,5 @@ def test_a_run_starts_from_it(
     assert re.search(r"2,887,696 of 2,887,696 weights taken", caplog.text)
     found = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     given = torch.load(MODEL / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    for name, weight in given.items():
-        assert torch.equal(found[name].float(), weight.float()), name
+    for name, weight in given.items():  # processors compute filter banks with other last digits
+        torch.testing.assert_close(found[name].float(), weight.float(), rtol=0, atol=1e-6, msg=name)

