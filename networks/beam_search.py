@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from networks.attention import BatchState
-from networks.ctc import PrefixScores, accumulator, select_rows
+from networks.attention import BatchState, select_rows
+from networks.ctc import PrefixScores, accumulator
 from networks.decoding import DecodingStrategy, check_ctc, check_length, forbid
 from networks.language_model import CharacterLanguageModel
 from networks.speech_to_text import SpeechToText
@@ -138,20 +138,19 @@ class BeamSearch(DecodingStrategy):
         pad: int,
     ) -> list[tuple[float, "_Scorer"]]:
         """Return each scorer and its weight."""
-        rows = torch.arange(len(memory), device=memory.device).repeat_interleave(self.width)
         scorers: list[tuple[float, _Scorer]] = []
         if self.ctc_weight < 1:
-            cache = network.decoder.start(memory, memory_mask, max_tokens)
-            cache.reorder(rows)
+            cache = network.decoder.start(memory, memory_mask, max_tokens, self.width)
             step = partial(network.decoder.step, cache=cache)
-            scorers.append((1 - self.ctc_weight, _StepScorer(step, cache.text, cache, self.width)))
+            scorer = _StepScorer(step, self.width, cache.text, cache.memory)
+            scorers.append((1 - self.ctc_weight, scorer))
         if self.ctc_weight > 0:
             logs = network.ctc_log_probabilities(memory)
             scorers.append((self.ctc_weight, _CTCScorer(logs, memory_mask, pad, self.width, stop)))
         if self.language_model is not None and self.language_model_weight:
             model = self.language_model.to(memory.device).eval()
             state = model.start()
-            scorer = _StepScorer(partial(model.step, state=state), state, state, self.width)
+            scorer = _StepScorer(partial(model.step, state=state), self.width, state)
             scorers.append((self.language_model_weight, scorer))
         return scorers
 
@@ -174,15 +173,19 @@ class _StepScorer:
 
     Args:
         step: maps tokens (rows,) to logits (rows, vocabulary) and updates the state.
-        text: part of the state that hypotheses of one clip do not share.
-        state: the whole state.
         width: number of rows per clip.
+        text: state of the hypotheses.
+        memory: state that a clip's hypotheses share, one row per clip; none by default.
     """
 
     def __init__(
-        self, step: Callable[[Tensor], Tensor], text: BatchState, state: BatchState, width: int
+        self,
+        step: Callable[[Tensor], Tensor],
+        width: int,
+        text: BatchState,
+        memory: BatchState | None = None,
     ) -> None:
-        self.step, self.text, self.state, self.width = step, text, state, width
+        self.step, self.width, self.text, self.memory = step, width, text, memory
         self.total: Tensor | None = None
 
     def extend(self, last: Tensor) -> Tensor:
@@ -198,7 +201,9 @@ class _StepScorer:
         rows = select_rows(clips, self.width)
         assert self.total is not None
         self.total = self.total[rows]
-        self.state.reorder(rows)
+        self.text.reorder(rows)
+        if self.memory is not None:
+            self.memory.reorder(clips)
 
 
 class _CTCScorer:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from networks.attention import select_rows
+
 IMPOSSIBLE = -1e6
 """Log-probability of tokens in the padding; finite, so that differences of sums are."""
 
@@ -11,11 +13,6 @@ IMPOSSIBLE = -1e6
 def accumulator(like: Tensor) -> torch.dtype:
     """Return the precision for sums of many logarithms: float64 where the device has it."""
     return torch.float32 if like.device.type == "mps" else torch.float64
-
-
-def select_rows(clips: Tensor, width: int) -> Tensor:
-    """Return the rows (clips · width,) of the given clips (clips,), ``width`` per clip."""
-    return (clips[:, None] * width + torch.arange(width, device=clips.device)).flatten()
 
 
 class PrefixScores:

@@ -14,7 +14,7 @@ class DecodingStrategy(ABC):
     """Search for each clip's text.
 
     A strategy drives the network's decoder with `TextDecoder.start` and `TextDecoder.step`, and may
-    reorder the cache's rows in between, as a beam search does. It may also use the network's CTC
+    reorder the cache's texts in between, as a beam search does. It may also use the network's CTC
     head, if there is one.
     """
 
@@ -112,7 +112,7 @@ class GreedySearch(DecodingStrategy):
             if not len(running):
                 return texts[:, : i + 1]
             if 2 * len(running) <= len(rows):  # copying the cache costs more than a few idle rows
-                cache.reorder(running)
+                cache.select(running)
                 rows, tokens, ended = rows[running], tokens[running], ended[running]
         return texts
 

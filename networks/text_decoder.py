@@ -17,6 +17,7 @@ from networks.attention import (
     BatchState,
     MultiHeadAttention,
     ResidualAttentionBlock,
+    select_rows,
 )
 from networks.dropout import Dropout
 from networks.lstm_state import LSTMState
@@ -27,24 +28,20 @@ class DecodingCache:
     """State of a decoder between two tokens.
 
     Attributes:
-        memory: encoded audio, summarized once by the kernel of the cross-attention.
-        text: state of the reader after the tokens so far.
+        memory: encoded audio, a row per clip, summarized once by the kernel of the cross-attention.
+        text: state of the reader after the tokens so far, ``width`` rows per clip. To make texts of
+            the same clip change places, or one a copy of another, call its ``reorder``.
+        width: number of texts per clip.
     """
 
     memory: BatchState
     text: BatchState
+    width: int
 
-    def reorder(self, rows: Tensor) -> None:
-        """Make row i of the batch a copy of the former row ``rows[i]``, audio and text, in place.
-
-        Repeated rows turn one clip into several hypotheses. While hypotheses only change places
-        among those of the same clip, ``text.reorder`` is enough, and cheaper.
-
-        Args:
-            rows: (selected,) indices, in any order and number; one may occur several times.
-        """
-        self.memory.reorder(rows)
-        self.text.reorder(rows)
+    def select(self, clips: Tensor) -> None:
+        """Keep only the given clips (selected,), in that order, and their texts, in place."""
+        self.memory.reorder(clips)
+        self.text.reorder(select_rows(clips, self.width))
 
 
 class TextDecoder(nn.Module, ABC):
@@ -114,14 +111,19 @@ class TextDecoder(nn.Module, ABC):
         return self.predict(self.read(tokens), summary)
 
     def start(
-        self, memory: Tensor, memory_mask: Tensor, max_tokens: int | None = None
+        self,
+        memory: Tensor,
+        memory_mask: Tensor,
+        max_tokens: int | None = None,
+        width: int = 1,
     ) -> DecodingCache:
         """Prepare to decode token by token.
 
         Args:
-            memory: encoded audio (batch, positions, hidden).
-            memory_mask: (batch, positions), true on real positions.
+            memory: encoded audio (clips, positions, hidden).
+            memory_mask: (clips, positions), true on real positions.
             max_tokens: maximum number of steps; the decoder's own maximum by default.
+            width: number of texts that each clip's audio is read for.
 
         Returns:
             A cache for `step`.
@@ -134,12 +136,23 @@ class TextDecoder(nn.Module, ABC):
         return DecodingCache(
             memory=self.cross_attention.attention.summarize(memory, memory_mask),
             text=self.start_reading(max_tokens),
+            width=width,
         )
 
     def step(self, tokens: Tensor, cache: DecodingCache) -> Tensor:
-        """Read the next tokens (batch,) and return the logits (batch, vocabulary) after them."""
+        """Read the next token of each text and predict the one after it.
+
+        Args:
+            tokens: (clips · width,), those of a clip next to each other.
+            cache: from `start`; updated in place.
+
+        Returns:
+            Logits (clips · width, vocabulary).
+        """
         hidden = self.read_next(tokens[:, None], cache.text)
-        return self.predict(hidden, cache.memory)[:, 0]
+        # A clip's texts are queries of one memory, which is neither copied nor read for each.
+        hidden = hidden.unflatten(0, (-1, cache.width)).squeeze(2)
+        return self.predict(hidden, cache.memory).flatten(0, 1)
 
     def alignment(self, tokens: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """Return the cross-attention weights, averaged over heads: (batch, length, positions).

@@ -1,6 +1,12 @@
 """Multi-head attention and its kernels: softmax and the truncated Maclaurin series."""
 
-from networks.attention.kernel import AttentionKernel, BatchState, KeyValues, SoftmaxAttention
+from networks.attention.kernel import (
+    AttentionKernel,
+    BatchState,
+    KeyValues,
+    SoftmaxAttention,
+    select_rows,
+)
 from networks.attention.maclaurin import (
     MaclaurinState,
     count_features,
@@ -28,6 +34,7 @@ __all__ = [
     "maclaurin_attention_naive",
     "maclaurin_features",
     "maclaurin_step",
+    "select_rows",
     "truncated_exp",
     "truncation_error",
 ]

@@ -38,6 +38,11 @@ class BatchState(Protocol):
         """
 
 
+def select_rows(clips: Tensor, width: int) -> Tensor:
+    """Return the rows (clips · width,) of the given clips (clips,), ``width`` per clip."""
+    return (clips[:, None] * width + torch.arange(width, device=clips.device)).flatten()
+
+
 class AttentionKernel(ABC):
     """How queries attend to keys and values.
 

@@ -146,10 +146,10 @@ def predict(decoder: Callable[[], TextDecoder]) -> object:
 
 def decode(decoder: Callable[[], TextDecoder]) -> object:
     network = on_gpu(decoder).eval()
-    cache = network.start(*memory())
-    first = network.step(tokens(1)[:, 0], cache)
-    cache.reorder(torch.zeros(6, dtype=torch.long, device=GPU))
-    second = network.step(first.argmax(-1).repeat(2), cache)
+    cache = network.start(*memory(), width=2)
+    first = network.step(tokens(1)[:, 0].repeat(2), cache)
+    cache.select(torch.zeros(3, dtype=torch.long, device=GPU))
+    second = network.step(first.argmax(-1), cache)
     return first, second, network.alignment(tokens(), *memory())
 
 

@@ -169,29 +169,26 @@ def test_cached_greedy_decoding_equals_decoding_without_a_cache(
 @pytest.mark.parametrize(
     "decoder", [*DECODERS, partial(TextDecoderRecurrent, cross_attention=SERIES)]
 )
-@pytest.mark.parametrize("read", [0, 3], ids=["at the start", "after three tokens"])
 @torch.no_grad()
-def test_decoding_after_a_reorder_equals_decoding_the_reordered_texts(
-    decoder: Decoder, read: int
-) -> None:
+def test_texts_of_a_clip_share_its_audio_change_places_and_end_with_it(decoder: Decoder) -> None:
     network = small_network(decoder).decoder
     memory = torch.randn(4, 11, 16)
     mask = torch.arange(11) < torch.tensor([[11], [7], [3], [1]])
-    tokens = torch.randint(0, 9, (4, read))
-    cache = network.start(memory, mask)
-    for following in tokens.T:
-        network.step(following, cache)
-    rows = torch.tensor([2, 2, 0, 3, 1, 0])  # one is repeated, so the batch grows
-    cache.reorder(rows)
-    tokens = torch.cat((tokens[rows], torch.randint(0, 9, (6, 3))), dim=1)
-    expected = network(tokens, memory[rows], mask[rows])
-    for i in range(read, read + 3):
-        if i == read + 1:  # hypotheses of one clip change places; their audio is the same
-            swapped = torch.tensor([1, 0, 5, 3, 4, 2])
-            cache.text.reorder(swapped)
-            tokens = tokens[swapped]
-            expected = network(tokens, memory[rows], mask[rows])
+    tokens = torch.randint(0, 9, (12, 6))
+    clips = torch.arange(4).repeat_interleave(3)
+    cache = network.start(memory, mask, width=3)
+    for i in range(6):
+        if i == 2:  # one text is repeated, one ends
+            rows = torch.tensor([1, 1, 0, 3, 5, 4, 8, 7, 6, 9, 11, 10])
+            cache.text.reorder(rows)
+            tokens = tokens[rows]
+        if i in (0, 4):
+            kept = torch.tensor([2, 0, 3] if i == 4 else [0, 1, 2, 3])
+            cache.select(kept)
+            rows = (3 * kept[:, None] + torch.arange(3)).flatten()
+            tokens, clips = tokens[rows], clips[rows]
         logits = network.step(tokens[:, i], cache)
+        expected = network(tokens[:, : i + 1], memory[clips], mask[clips])
         torch.testing.assert_close(logits, expected[:, i], rtol=1e-4, atol=1e-4)
 
 
