@@ -80,7 +80,7 @@ class BeamSearch(DecodingStrategy):
         pad: int,
     ) -> Tensor:
         maximum = network.decoder.max_tokens if self.max_tokens is None else self.max_tokens
-        scorers = self._start_scorers(network, memory, memory_mask, maximum, stop, pad)
+        scorers = self._start_scorers(network, memory, memory_mask, stop, pad)
         limits = (memory_mask.sum(1) + 1).clamp(max=maximum)  # the stop token takes no position
         if self.ctc_weight == 0:  # only with CTC does each token take a position of its own
             limits = torch.full_like(limits, maximum)
@@ -133,14 +133,13 @@ class BeamSearch(DecodingStrategy):
         network: SpeechToText,
         memory: Tensor,
         memory_mask: Tensor,
-        max_tokens: int,
         stop: int,
         pad: int,
     ) -> list[tuple[float, "_Scorer"]]:
         """Return each scorer and its weight."""
         scorers: list[tuple[float, _Scorer]] = []
         if self.ctc_weight < 1:
-            cache = network.decoder.start(memory, memory_mask, max_tokens, self.width)
+            cache = network.decoder.start(memory, memory_mask, self.width)
             step = partial(network.decoder.step, cache=cache)
             scorer = _StepScorer(step, self.width, cache.text, cache.memory)
             scorers.append((1 - self.ctc_weight, scorer))

@@ -98,7 +98,7 @@ class GreedySearch(DecodingStrategy):
     ) -> Tensor:
         decoder = network.decoder
         max_tokens = decoder.max_tokens if self.max_tokens is None else self.max_tokens
-        cache = decoder.start(memory, memory_mask, max_tokens)
+        cache = decoder.start(memory, memory_mask)
         rows = torch.arange(len(memory), device=memory.device)  # clips that are still read
         tokens = torch.full_like(rows, start)
         ended = torch.zeros_like(rows, dtype=torch.bool)

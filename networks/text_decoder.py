@@ -84,8 +84,8 @@ class TextDecoder(nn.Module, ABC):
         """Read whole texts, (batch, length) → (batch, length, hidden); position i sees 0 … i."""
 
     @abstractmethod
-    def start_reading(self, max_tokens: int) -> BatchState:
-        """Return the state before the first of at most ``max_tokens`` tokens."""
+    def start_reading(self) -> BatchState:
+        """Return the state before the first token."""
 
     @abstractmethod
     def read_next(self, tokens: Tensor, state: Any) -> Tensor:
@@ -106,36 +106,28 @@ class TextDecoder(nn.Module, ABC):
         Raises:
             ValueError: if the texts are longer than ``max_tokens``.
         """
-        self._check_length(tokens.shape[1])
+        if tokens.shape[1] > self.max_tokens:
+            raise ValueError(
+                f"a text of {tokens.shape[1]} tokens is longer than the decoder's max_tokens "
+                f"{self.max_tokens}"
+            )
         summary = self.cross_attention.attention.summarize(memory, memory_mask)
         return self.predict(self.read(tokens), summary)
 
-    def start(
-        self,
-        memory: Tensor,
-        memory_mask: Tensor,
-        max_tokens: int | None = None,
-        width: int = 1,
-    ) -> DecodingCache:
+    def start(self, memory: Tensor, memory_mask: Tensor, width: int = 1) -> DecodingCache:
         """Prepare to decode token by token.
 
         Args:
             memory: encoded audio (clips, positions, hidden).
             memory_mask: (clips, positions), true on real positions.
-            max_tokens: maximum number of steps; the decoder's own maximum by default.
             width: number of texts that each clip's audio is read for.
 
         Returns:
-            A cache for `step`.
-
-        Raises:
-            ValueError: if ``max_tokens`` is larger than the decoder's own.
+            A cache for `step`, which can be called ``max_tokens`` times.
         """
-        max_tokens = self.max_tokens if max_tokens is None else max_tokens
-        self._check_length(max_tokens)
         return DecodingCache(
             memory=self.cross_attention.attention.summarize(memory, memory_mask),
-            text=self.start_reading(max_tokens),
+            text=self.start_reading(),
             width=width,
         )
 
@@ -166,13 +158,6 @@ class TextDecoder(nn.Module, ABC):
     def predict(self, hidden: Tensor, summary: Any) -> Tensor:
         """Return logits (batch, length, vocabulary) of read texts and summarized audio."""
         return self.output(self.norm(self.cross_attention.read(hidden, summary)))
-
-    def _check_length(self, length: int) -> None:
-        if length > self.max_tokens:
-            raise ValueError(
-                f"a text of {length} tokens is longer than the decoder's max_tokens "
-                f"{self.max_tokens}"
-            )
 
 
 @dataclass
@@ -218,8 +203,8 @@ class TextDecoderTransformer(TextDecoder):
         x = self.dropout(self.embedding(tokens) + self.positions[: tokens.shape[1]])
         return x + self.dropout(self.self_attention(x, causal=True))
 
-    def start_reading(self, max_tokens: int) -> _TransformerState:
-        return _TransformerState(self.self_attention.kernel.start(max_tokens))
+    def start_reading(self) -> _TransformerState:
+        return _TransformerState(self.self_attention.kernel.start())
 
     def read_next(self, tokens: Tensor, state: _TransformerState) -> Tensor:
         x = self.embedding(tokens) + self.positions[state.length]
@@ -252,7 +237,7 @@ class TextDecoderRecurrent(TextDecoder):
     def read(self, tokens: Tensor) -> Tensor:
         return self.read_next(tokens, LSTMState())
 
-    def start_reading(self, max_tokens: int) -> LSTMState:
+    def start_reading(self) -> LSTMState:
         return LSTMState()
 
     def read_next(self, tokens: Tensor, state: LSTMState) -> Tensor:

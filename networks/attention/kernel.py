@@ -11,6 +11,9 @@ from torch import Tensor
 
 from networks.attention.blocked import attend_in_blocks
 
+GROWTH = 32
+"""Positions by which the state of causal attention grows."""
+
 
 class KeyValues(NamedTuple):
     """Keys and values split into heads, each (batch, heads, length, head size)."""
@@ -73,8 +76,8 @@ class AttentionKernel(ABC):
         """Let query i attend to keys 0 … i."""
 
     @abstractmethod
-    def start(self, max_length: int) -> BatchState:
-        """Return the state of causal attention before the first of ``max_length`` positions."""
+    def start(self) -> BatchState:
+        """Return the state of causal attention before the first position."""
 
     @abstractmethod
     def step(self, query: Tensor, key_values: KeyValues, state: Any) -> Tensor:
@@ -100,31 +103,25 @@ class _Memory:
 
 @dataclass
 class _Positions:
-    """Keys and values of the positions so far, in buffers of the maximum length."""
+    """Keys and values of the positions so far, in buffers that grow."""
 
-    max_length: int
     buffers: KeyValues | None = None
     length: int = 0
 
     def extend(self, new: KeyValues) -> KeyValues:
         """Append one position and return all positions so far."""
         if self.buffers is None:
-            batch, heads, _, head_size = new.keys.shape
-            shape = (batch, heads, self.max_length, head_size)
-            self.buffers = KeyValues(new.keys.new_empty(shape), new.values.new_empty(shape))
+            self.buffers = KeyValues(*(value[:, :, :0] for value in new))
+        if self.length == self.buffers.keys.shape[2]:
+            self.buffers = KeyValues(*(F.pad(x, (0, 0, 0, GROWTH)) for x in self.buffers))
         for buffer, value in zip(self.buffers, new, strict=True):
             buffer[:, :, self.length : self.length + 1] = value
         self.length += 1
         return KeyValues(*(buffer[:, :, : self.length] for buffer in self.buffers))
 
     def reorder(self, rows: Tensor) -> None:
-        if self.buffers is not None:
-            known = KeyValues(*(buffer[:, :, : self.length] for buffer in self.buffers))
-            shapes = [(len(rows), *buffer.shape[1:]) for buffer in self.buffers]
-            selected = known.select(rows)
-            self.buffers = KeyValues(*map(known.keys.new_empty, shapes))
-            for buffer, value in zip(self.buffers, selected, strict=True):
-                buffer[:, :, : self.length] = value  # the rest is not written yet
+        if self.buffers is not None:  # rows are copied whole: a copy of a part takes twice as long
+            self.buffers = self.buffers.select(rows)
 
 
 class SoftmaxAttention(AttentionKernel):
@@ -149,8 +146,8 @@ class SoftmaxAttention(AttentionKernel):
             return _attend(query, keys, values, None, is_causal=True)
         return _attend(query, keys, values, key_mask[:, None, None, :] & _seen(query, keys))
 
-    def start(self, max_length: int) -> _Positions:
-        return _Positions(max_length)
+    def start(self) -> _Positions:
+        return _Positions()
 
     def step(self, query: Tensor, key_values: KeyValues, state: _Positions) -> Tensor:
         return F.scaled_dot_product_attention(query, *state.extend(key_values))

@@ -69,7 +69,7 @@ class MaclaurinAttention(AttentionKernel):
             key_padding_mask=None if key_mask is None else ~key_mask,
         )
 
-    def start(self, max_length: int) -> MaclaurinState:
+    def start(self) -> MaclaurinState:
         return MaclaurinState()
 
     def step(self, query: Tensor, key_values: KeyValues, state: MaclaurinState) -> Tensor:

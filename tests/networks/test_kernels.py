@@ -17,13 +17,16 @@ from tests.networks.test_maclaurin import inputs, padding
 
 
 @pytest.mark.parametrize("kernel", [SoftmaxAttention(), MaclaurinAttention(5, max_logit=2.0)])
-def test_weights_whole_sequences_and_steps_agree(kernel: AttentionKernel) -> None:
+def test_weights_whole_sequences_and_steps_agree(
+    kernel: AttentionKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("networks.attention.kernel.GROWTH", 3)
     q, k, v = (x.detach() for x in inputs(7, 7, 4, 4))
     mask = ~padding(7)
     whole = kernel(q, KeyValues(k, v), mask, causal=False)
     torch.testing.assert_close(kernel.weights(q, k, mask) @ v, whole)
     causal = kernel(q, KeyValues(k, v), None, causal=True)
-    state = kernel.start(7)
+    state = kernel.start()
     for i in range(7):
         here = slice(i, i + 1)
         step = kernel.step(q[:, :, here], KeyValues(k[:, :, here], v[:, :, here]), state)
