@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
-from datamodules.clips import check_rate, count_missing_bytes, read_parts
+from datamodules.clips import check_rate, count_missing_bytes, mix_down, read_parts
 from errors import UserError
 
 MEDIA_SUFFIXES = (
@@ -92,7 +92,7 @@ class AudioFile:
 
     def _channel(self, channel: int | None) -> Iterator[Tensor]:
         for part in self.samples():
-            mono = part[:, channel] if channel is not None else part.mean(1)
+            mono = mix_down(part, channel)
             if not np.isfinite(mono).all():
                 raise UserError(f"{self.path} has samples that are not finite: it is damaged")
             yield torch.from_numpy(mono)
