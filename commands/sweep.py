@@ -59,9 +59,9 @@ def run_sweep(config: Path, others: Sequence[str], storage: str | None) -> None:
     """
     sweep = Sweep(config, others)
     sweep.folder.mkdir(parents=True, exist_ok=True)
+    with lock(sweep.folder / ".lock", wait=True), sweep.deferred_signals():
+        sweep.open_study(storage)
     with sweep.deferred_signals():
-        with lock(sweep.folder / ".lock", wait=True):
-            sweep.open_study(storage)
         sweep.work()
     with lock(sweep.folder / ".lock", wait=True) as turn:
         sweep.report(turn)

@@ -120,7 +120,7 @@ class _Positions:
         return KeyValues(*(buffer[:, :, : self.length] for buffer in self.buffers))
 
     def reorder(self, rows: Tensor) -> None:
-        if self.buffers is not None:  # rows are copied whole: a copy of a part takes twice as long
+        if self.buffers is not None:  # whole rows: a part of each would be copied twice
             self.buffers = self.buffers.select(rows)
 
 
