@@ -19,10 +19,10 @@ MOST_DELAY = 960
 
 
 def make_sound(rate: int, seconds: float = SECONDS) -> np.ndarray:
-    """Two channels: a rising tone, and a lower one of half the volume."""
+    """Two channels: a rising tone, and a lower one; codecs spend few bits on a quiet channel."""
     time = np.arange(int(rate * seconds)) / rate
     left = 0.4 * np.sin(2 * np.pi * (200 + 100 * time) * time)
-    return np.stack([left, 0.2 * np.sin(2 * np.pi * 150 * time)], axis=1).astype(np.float32)
+    return np.stack([left, 0.4 * np.sin(2 * np.pi * 150 * time)], axis=1).astype(np.float32)
 
 
 def write_media(path: Path, sound: np.ndarray, rate: int, codec: str) -> None:
@@ -71,8 +71,7 @@ def test_every_format_gives_the_same_sound(suffix: str, tmp_path: Path) -> None:
             for shift in range(2 * MOST_DELAY)
             if shift + len(inner) <= len(found)
         ]
-        # What a codec loses depends on its release and the processor; of another sound it is all.
-        assert min(errors) < 0.3 * inner.square().mean().sqrt()
+        assert min(errors) < 0.15 * inner.square().mean().sqrt()
 
 
 def test_ffmpeg_reads_what_libsndfile_reads(tmp_path: Path) -> None:
