@@ -61,5 +61,7 @@ def test_a_run_starts_from_it(
     assert re.search(r"2,887,696 of 2,887,696 weights taken", caplog.text)
     found = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     given = torch.load(MODEL / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-    for name, weight in given.items():  # processors compute filter banks with other last digits
-        torch.testing.assert_close(found[name].float(), weight.float(), rtol=0, atol=1e-6, msg=name)
+    for name, weight in given.items():
+        # The filter bank is computed anew, with other last digits on another processor.
+        atol = 1e-6 if name.startswith("network.features.") else 0.0
+        torch.testing.assert_close(found[name].float(), weight.float(), rtol=0, atol=atol, msg=name)
