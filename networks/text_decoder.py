@@ -125,8 +125,9 @@ class TextDecoder(nn.Module, ABC):
         Returns:
             A cache for `step`, which can be called ``max_tokens`` times.
         """
+        attention = self.cross_attention.attention
         return DecodingCache(
-            memory=self.cross_attention.attention.summarize(memory, memory_mask),
+            memory=attention.summarize(memory, memory_mask, one_by_one=width == 1),
             text=self.start_reading(),
             width=width,
         )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.attention.absorbed import AbsorbedMemory
 from networks.attention.kernel import AttentionKernel, BatchState, KeyValues, SoftmaxAttention
 from networks.dropout import Dropout
 
@@ -67,13 +68,23 @@ class MultiHeadAttention(nn.Module):
             query, key_values = rotate(query), key_values._replace(keys=rotate(key_values.keys))
         return self.merge_heads(self.kernel(query, key_values, key_mask, causal))
 
-    def summarize(self, memory: Tensor, key_mask: Tensor | None = None) -> BatchState:
-        """Prepare a memory (batch, keys, hidden) for any number of queries."""
+    def summarize(
+        self, memory: Tensor, key_mask: Tensor | None = None, *, one_by_one: bool = False
+    ) -> BatchState:
+        """Prepare a memory (batch, keys, hidden) for any number of queries.
+
+        If queries come ``one_by_one``, a CPU's time to read the memory for each counts most.
+        """
+        is_softmax = isinstance(self.kernel, SoftmaxAttention)
+        if one_by_one and is_softmax and memory.device.type == "cpu":
+            return AbsorbedMemory.absorb(self, memory, key_mask)
         # A decoder reads it at each token, faster if the rows of a head are not far apart.
         return self.kernel.summarize(self.project(memory).contiguous(), key_mask)
 
     def read(self, x: Tensor, summary: Any) -> Tensor:
         """Let ``x`` (batch, queries, hidden) attend to a summarized memory."""
+        if isinstance(summary, AbsorbedMemory):
+            return summary.read(x)
         return self.merge_heads(self.kernel.read(self.split_heads(self.query(x)), summary))
 
     def step(self, x: Tensor, state: Any) -> Tensor:

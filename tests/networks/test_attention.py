@@ -60,7 +60,9 @@ def test_multi_head_attention_equals_pytorchs() -> None:
     expected, weights = theirs(
         x, memory, memory, key_padding_mask=~mask, average_attn_weights=False
     )
-    torch.testing.assert_close(ours.read(x, ours.summarize(memory, mask)), expected)
+    for one_by_one in (False, True):
+        summary = ours.summarize(memory, mask, one_by_one=one_by_one)
+        torch.testing.assert_close(ours.read(x, summary), expected)
     torch.testing.assert_close(ours.weights(x, memory, mask), weights)
 
 
