@@ -2,9 +2,12 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
+
+from commands.stages import load_run
 
 SAMPLE_RATE = 22_050
 WORDS = "the of and prison was in to that people different sentence morning before great".split()
@@ -28,3 +31,12 @@ def find_corpus(root: Path | None, folder: Path, clips: int) -> Path:
             text = " ".join(random.choice(WORDS, int(2.7 * seconds)))
             writer.writerow([f"N-{i}", text, text])
     return folder
+
+
+def load_test(run: Path, clips: int | None = None) -> tuple[Any, Any]:
+    """Return a run's recognizer, and its data module with the first clips of the test set."""
+    model, data, *_ = load_run(run)
+    data.max_clips = clips
+    data.prepare_data()
+    data.setup("test")
+    return model, data

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from commands.stages import load_run
-from engine import RunDirectory
+from benchmarks.corpus import load_test
 from metrics import CharErrorRate, WordErrorRate
 from networks import BeamSearch, CTCGreedySearch, DecodingStrategy, GreedySearch
 
@@ -38,9 +37,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, default=200)
     options = parser.parse_args()
-    model, data = load_run(RunDirectory(options.run))
-    data.max_clips = options.clips
-    data.setup("test")
+    model, data = load_test(options.run, options.clips)
     batches = list(data.test_dataloader())
     audio = sum(int(batch.lengths.sum()) for batch in batches) / data.sample_rate
     references = [

@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.corpus import load_test
 from commands.export import export
-from commands.stages import load_run
-from engine import RunDirectory
 from metrics import CharErrorRate
 
 Transcriber = Callable[[np.ndarray], str]
@@ -45,10 +44,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, help="the first clips of the test set; default all")
     options = parser.parse_args()
-    model, data = load_run(RunDirectory(options.run))
-    data.max_clips = options.clips
-    data.prepare_data()
-    data.setup("test")
+    model, data = load_test(options.run, options.clips)
     dataset = data.datasets["test"]
 
     @torch.no_grad()

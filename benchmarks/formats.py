@@ -22,10 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from torchaudio.functional import resample
 
+from benchmarks.corpus import load_test
 from benchmarks.long_recordings import transcribe
-from commands.stages import load_run
 from datamodules.clips import read_clip
-from engine import RunDirectory
 
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
 FORMATS = {
@@ -64,10 +63,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, default=3, help="the first clips of the test set (3)")
     options = parser.parse_args()
-    _, data = load_run(RunDirectory(options.run))
-    data.max_clips = options.clips
-    data.prepare_data()
-    data.setup("test")
+    _, data = load_test(options.run, options.clips)
     differences: dict[tuple[str, int], list[float]] = {}
     with TemporaryDirectory() as name:
         for number, clip in enumerate(data.datasets["test"].clips):

@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from commands.stages import load_run
+from benchmarks.corpus import load_test
 from datamodules.clips import Clip, read_clip
-from engine import RunDirectory
 from metrics import WordErrorRate
 
 CLI = Path(__file__).parent.parent / "cli.py"
@@ -107,9 +106,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
-    model, data = load_run(RunDirectory(options.run))
-    data.prepare_data()
-    data.setup("test")
+    model, data = load_test(options.run)
     rate = data.sample_rate
     clips = data.datasets["test"].clips
     order, waveforms, starts, ends = join(model, clips, rate, options.minutes)

@@ -20,7 +20,6 @@ from rich.progress import track
 from commands.stages import load_run
 from datamodules.demo_speech.corpus import draw_voice
 from datamodules.demo_speech.espeak import link_data, speak_words
-from engine import RunDirectory
 from lightning_modules.words import Word, mark_correct, measure_confidence
 from metrics import normalize_transcript
 
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--clips", type=int, default=300)
     options = parser.parse_args()
-    model, data = load_run(RunDirectory(options.run))
+    model, data, *_ = load_run(options.run)
     texts = {transcript.id: transcript.text for transcript in data.read_transcripts()}
     chosen = [transcript.id for transcript in data.split_transcripts()["test"]][: options.clips]
     errors, shifts = [], []

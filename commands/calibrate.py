@@ -8,7 +8,7 @@ from rich.progress import track
 from commands.folders import make_console
 from commands.stages import load_run
 from datamodules.speech import SpeechDataModule
-from engine import DurableCheckpointIO, RunDirectory, find_weights, read_checkpoint
+from engine import DurableCheckpointIO
 from errors import UserError
 from lightning_modules import SpeechRecognizer
 from lightning_modules.words import Calibration, measure_confidence
@@ -26,7 +26,7 @@ def calibrate(path: Path) -> None:
     Raises:
         UserError: if the run is not of a recognizer with a CTC head, or no word was found.
     """
-    model, data = load_run(RunDirectory(path))
+    model, data, weights, checkpoint = load_run(path)
     if (
         not isinstance(model, SpeechRecognizer)
         or not isinstance(data, SpeechDataModule)
@@ -48,14 +48,12 @@ def calibrate(path: Path) -> None:
         raise UserError(f"{path}: no word was found in the validation clips")
     scores, right = zip(*scored, strict=True)
     after = Calibration.fit(scores, right)
-    weights = find_weights(str(path))
-    checkpoint = read_checkpoint(weights) | {"calibration": list(after)}
-    DurableCheckpointIO().save_checkpoint(checkpoint, weights)
+    DurableCheckpointIO().save_checkpoint(checkpoint | {"calibration": list(after)}, weights)
     errors = [
         measure_confidence([calibration.confidence(score) for score in scores], right)[0]
         for calibration in (before, after)
     ]
-    (RunDirectory(path).path / "test_words.jsonl").unlink(missing_ok=True)  # of the old confidence
+    (path / "test_words.jsonl").unlink(missing_ok=True)  # of the old confidence
     make_console().print(
         f"expected calibration error on {len(scores):,} words of validation: {errors[0]:.3f} "
         f"before, {errors[1]:.3f} now, in {weights}; test again for that of the test's words"

@@ -11,14 +11,12 @@ from commands.folders import find_scores, make_console, refuse_existing, shorten
 from commands.scores import TestedClip, estimate_rates, read_test
 from commands.stages import load_run
 from commands.tables import describe_changes
-from engine import RunDirectory, find_weights, read_checkpoint, read_rows
-from errors import UserError
+from engine import RunDirectory, read_rows
+from errors import UserError, extra
 from lightning_modules.words import mark_correct, measure_confidence
 
-try:
+with extra("report", "card"):
     import jinja2
-except ImportError as error:
-    raise UserError("card needs the package jinja2: pip install '.[report]'") from error
 
 TEMPLATE = Path(__file__).parent / "card.md"
 
@@ -79,9 +77,8 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
     refuse_existing(output)
     if notes is not None and not notes.is_file():
         raise UserError(f"--notes {notes} does not exist")
-    model, _ = load_run(run)
+    model, _, _, checkpoint = load_run(path)
     config = shorten_paths(run.read_config())
-    checkpoint = read_checkpoint(find_weights(str(path)))
     task = TASKS.get(type(model).__name__, OTHER)
     tested = find_scores(run, checkpoint["global_step"])
     found = sorted(tested.metrics.items()) if tested else []

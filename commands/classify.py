@@ -18,7 +18,7 @@ from torch import Tensor
 from commands.inputs.image_file import IMAGE_SUFFIXES, read_images
 from commands.outputs import as_user_error
 from datamodules.medmnist import ImageBatch, MedMNISTDataModule
-from errors import UserError
+from errors import UserError, extra
 from lightning_modules import ImageClassifier
 from lightning_modules.classifier import Classifier
 
@@ -105,10 +105,8 @@ class ImagePredictor:
         """
         if not isinstance(self.model, ImageClassifier):
             return [None] * len(images)
-        try:
+        with extra("report", "a saliency map"):
             from captum.attr import IntegratedGradients
-        except ImportError as error:
-            raise UserError("saliency maps need captum: pip install '.[report]'") from error
         method = IntegratedGradients(self.model.logits)
         attributed = method.attribute(
             images, target=classes.to(images.device), n_steps=STEPS, internal_batch_size=BATCH

@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
+from errors import UserError, extra
 from networks.exportable import ExportableStep, LanguageModelStep
 
-try:
+with extra("export", "export"):
     import onnx
     import onnxruntime
     import onnxscript  # noqa: F401 # the exporter needs it
     from onnxruntime.quantization import quantize_dynamic
-except ImportError as error:
-    raise UserError(f"export needs the package {error.name}: pip install '.[export]'") from error
 
 TOLERANCE = 1e-4
 """Maximum difference between the outputs of PyTorch and of the exported network, both absolute and

@@ -14,7 +14,7 @@ from commands.conversion import Axes, check, compare, convert, open_network, qua
 from commands.folders import find_scores, make_console, new_folder, shorten_paths
 from commands.stages import load_run
 from datamodules.medmnist import MedMNISTDataModule
-from engine import RunDirectory, find_weights, read_checkpoint
+from engine import RunDirectory
 from errors import UserError
 from lightning_modules import ImageClassifier, SpeechRecognizer
 from networks import (
@@ -45,9 +45,8 @@ def export(path: Path, output: Path | None, quantize: str | None) -> None:
         UserError: if the run cannot be exported, the folder exists, or the exported network's
             outputs differ from PyTorch's.
     """
-    run = RunDirectory(path)
     output = output or path / "exported"
-    model, data = load_run(run)
+    model, data, _, checkpoint = load_run(path)
     with new_folder(output) as folder:
         if isinstance(model, SpeechRecognizer):
             described, program = export_recognizer(model, folder), "transcribe"
@@ -58,11 +57,10 @@ def export(path: Path, output: Path | None, quantize: str | None) -> None:
                 f"{path} is a run of {type(model).__name__}: export takes recognizers of speech "
                 "and classifiers of images that were trained by autograd"
             )
-        step = read_checkpoint(find_weights(str(path)))["global_step"]
         if quantize:  # the scores are of the exact weights
             for network in folder.glob("*.onnx"):
                 quantize_weights(network)
-        elif tested := find_scores(run, step):
+        elif tested := find_scores(RunDirectory(path), checkpoint["global_step"]):
             described["scores"] = tested.metrics
             if tested.changed:
                 described["tested with"] = shorten_paths(tested.changed)

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from errors import UserError
+from errors import extra
 
 Record = dict[str, Any]
 SUBTITLES = ("srt", "vtt")
@@ -103,10 +103,8 @@ def render_subtitles(format: str, record: Record) -> str:
     Raises:
         UserError: if pysubs2 is not installed.
     """
-    try:
+    with extra("media", "a subtitle file"):
         import pysubs2
-    except ImportError as error:
-        raise UserError("subtitles need pysubs2: pip install '.[media]'") from error
     subtitles = pysubs2.SSAFile()
     for start, end, text in cues(record):
         first, last = (pysubs2.make_time(s=seconds) for seconds in (start, end))

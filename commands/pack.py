@@ -10,7 +10,7 @@ import yaml
 
 from commands.folders import find_scores, make_console, new_folder, shorten_paths
 from commands.stages import load_run
-from engine import RunDirectory, find_weights, read_checkpoint
+from engine import RunDirectory
 from errors import UserError
 from lightning_modules import TrainedLanguageModel
 from networks import CharacterLanguageModel
@@ -36,7 +36,7 @@ def pack(path: Path, output: Path) -> None:
             output exists.
     """
     run = RunDirectory(path)
-    model, _ = load_run(run)
+    model, _, _, checkpoint = load_run(path)
     with new_folder(output) as folder:
         packed = RunDirectory(folder)
         config = shorten_paths(run.read_config())
@@ -53,7 +53,6 @@ def pack(path: Path, output: Path) -> None:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         packed.config.write_text(text, encoding="utf-8")
 
-        checkpoint = read_checkpoint(find_weights(str(path)))
         own: dict[str, Any] = {}  # what the module itself saves: alphabet, calibration, …
         model.on_save_checkpoint(own)
         own.pop("loss_sums", None)

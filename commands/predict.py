@@ -13,10 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from commands.classify import ImagePredictor
 from commands.folders import make_console
 from commands.outputs import as_user_error, choose_format, choose_output
-from commands.stages import load_run
+from commands.stages import LoadedRun, load_run
 from commands.transcribe import Transcriber
 from datamodules.medmnist import MedMNISTDataModule
-from engine import RunDirectory, find_weights
+from engine import RunDirectory, find_checkpoint
 from errors import UserError
 from lightning_modules import SpeechRecognizer
 from lightning_modules.classifier import Classifier
@@ -62,10 +62,12 @@ def predict(
         UserError: if the run cannot be used, there are no files, the output exists, or some files
             could not be predicted.
     """
-    checkpoint = find_checkpoint(path, ckpt_path)
+    if ckpt_path == "none":
+        raise UserError("--ckpt_path none: predict RUN needs a trained model")
+    checkpoint = None if ckpt_path is None else find_checkpoint(ckpt_path, RunDirectory(path))
     messages = make_console(stderr=True)
     predictor: Predictor
-    predictor, _ = load_predictor(path, messages, checkpoint)
+    predictor, loaded = load_predictor(path, messages, checkpoint)
     files = find_files(inputs, predictor.suffixes)
     format = choose_format(output, format, predictor.formats)
     each = channels == "each"
@@ -75,7 +77,7 @@ def predict(
         raise UserError("--channels each is for recordings")
     else:
         predictor.pictures = format == "html"
-    checkpoint = (checkpoint or find_weights(str(path))).absolute()
+    checkpoint = loaded.path.absolute()
     content = zlib.crc32(checkpoint.read_bytes())  # training anew and `calibrate` change it
     settings = {"checkpoint": str(checkpoint), "crc32": content}
     settings |= {"channels": channels, "format": format}
@@ -107,33 +109,23 @@ def predict(
 
 def load_predictor(
     path: Path, messages: Console, checkpoint: Path | None = None
-) -> tuple[Transcriber | ImagePredictor, Any]:
-    """Return the predictor of a run, on a GPU if there is one, and the run's data module.
+) -> tuple[Transcriber | ImagePredictor, LoadedRun]:
+    """Return the predictor of a run, on a GPU if there is one, and the run.
 
     Raises:
         UserError: if the run cannot be used, or is of a task without files.
     """
-    model, data = load_run(RunDirectory(path), checkpoint)
+    loaded = load_run(path, checkpoint)
+    model, data, *_ = loaded
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(model, SpeechRecognizer):
-        return Transcriber(model), data
+        return Transcriber(model), loaded
     if isinstance(model, Classifier) and isinstance(data, MedMNISTDataModule):
-        return ImagePredictor(model, data, messages), data
+        return ImagePredictor(model, data, messages), loaded
     raise UserError(
         f"{path} is a run of {type(model).__name__}: files are for recognizers of speech and "
         "classifiers of images"
     )
-
-
-def find_checkpoint(run: Path, name: str | None) -> Path | None:
-    """Return the checkpoint that ``--ckpt_path`` names; None for the best one.
-
-    Raises:
-        UserError: if it does not exist, or is ``none``: an untrained model predicts nothing.
-    """
-    if name == "none":
-        raise UserError("--ckpt_path none: predict RUN needs a trained model")
-    return None if name is None else RunDirectory(run).checkpoint(name)
 
 
 def find_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:

@@ -21,12 +21,10 @@ from commands.scores import (
 )
 from commands.stages import load_run
 from engine import RunDirectory
-from errors import UserError
+from errors import UserError, extra
 
-try:
+with extra("report", "report"):
     import jinja2
-except ImportError as error:
-    raise UserError("report needs the package jinja2: pip install '.[report]'") from error
 
 TEMPLATE = Path(__file__).parent / "report.html"
 SHOWN = 25
@@ -120,8 +118,9 @@ def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[d
     if not worst:
         return []
     tested = run.read_scores()
-    recorded = tested and tested.checkpoint
-    model, data = load_run(run, Path(recorded) if recorded and Path(recorded).is_file() else None)
+    tested_file = Path(tested.checkpoint) if tested and tested.checkpoint else None
+    is_there = tested_file is not None and tested_file.is_file()
+    model, data, *_ = load_run(run.path, tested_file if is_there else None)
     data.prepare_data()
     data.setup("test")
     dataset = data.datasets["test"]

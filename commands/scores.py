@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from engine import RunDirectory
-from errors import UserError
+from errors import UserError, extra
 from metrics import CharErrorRate, WordErrorRate, normalize_transcript
 
-try:
+with extra("report", "scoring by words and characters"):
     from kaldialign import align, bootstrap_wer_ci
-except ImportError as error:
-    raise UserError("error rates need the package kaldialign: pip install '.[report]'") from error
 
 GAP = "∅"
 """Placeholder in alignments for a missing word or character."""

@@ -26,15 +26,13 @@ from commands.predict import load_predictor
 from commands.transcribe import Transcriber
 from datamodules.speech import SpeechDataModule
 from datamodules.speech_dataset import SpeechBatch
-from errors import UserError
+from errors import UserError, extra
 
 # Gradio reads both on import.
 UPLOADS = TemporaryDirectory(prefix="uploads.")
 os.environ |= {"GRADIO_TEMP_DIR": UPLOADS.name, "GRADIO_ANALYTICS_ENABLED": "False"}
-try:
+with extra("serve", "serve"):
     import gradio as gr
-except ImportError as error:
-    raise UserError("serve needs the package gradio: pip install '.[serve]'") from error
 
 EXAMPLES = 3
 """Number of test clips offered as examples."""
@@ -213,12 +211,12 @@ def load_runs(
     readers: list[ImageReader] = []
     examples: list[str] = []
     for path in paths:
-        predictor, data = load_predictor(path, make_console(stderr=True))
+        predictor, loaded = load_predictor(path, make_console(stderr=True))
         name = path.resolve().name
         if isinstance(predictor, Transcriber):
             predictor.max_seconds = 60 * max_minutes
             recognizers.append(Recognizer(name, predictor))
-            examples = examples or find_examples(data)
+            examples = examples or find_examples(loaded.data)
         else:
             readers.append(ImageReader(name, predictor))
     return recognizers, readers, examples

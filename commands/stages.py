@@ -4,7 +4,7 @@ import atexit
 import errno
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import Namespace
@@ -16,7 +16,6 @@ from commands.suite_cli import SaveFitConfig, SuiteCLI
 from engine import (
     RunDirectory,
     end_workers,
-    find_weights,
     leave_process_group,
     read_checkpoint,
 )
@@ -97,20 +96,37 @@ class BuildingCLI(SuiteCLI):
 ON_CPU = ("accelerator=cpu", "devices=1", "num_nodes=1", "strategy=auto", "precision=32-true")
 
 
-def load_run(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, Any]:
-    """Build a run's model, trained and in evaluation mode on the CPU, and its data.
+class LoadedRun(NamedTuple):
+    """What a run trained.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        data: data module, before its ``setup``.
+        path: file of the checkpoint.
+        checkpoint: its content.
+    """
+
+    model: Any
+    data: Any
+    path: Path
+    checkpoint: dict[str, Any]
+
+
+def load_run(folder: Path, checkpoint: Path | None = None) -> LoadedRun:
+    """Build a run's model and data.
 
     Args:
-        run: run directory.
+        folder: run directory.
         checkpoint: checkpoint to load; by default ``best.ckpt``.
 
     Raises:
         UserError: if the run was not trained, or its checkpoint does not fit its configuration.
     """
+    run = RunDirectory(folder)
     if not run.config.is_file():
-        raise UserError(f"{run.path} is not a run directory: it has no {run.config.name}")
+        raise UserError(f"{folder} is not a run directory: it has no {run.config.name}")
     quieten()
-    path, home = checkpoint or find_weights(str(run.path)), run.path.absolute()
+    path, home = checkpoint or run.checkpoint("best"), folder.absolute()
     where = [f"--trainer.{setting}" for setting in ON_CPU]
     where += [f"--trainer.default_root_dir={home.parent}", f"--experiment={home.name}"]
     where += [f"--ckpt_path={path.absolute()}"]
@@ -126,7 +142,7 @@ def load_run(run: RunDirectory, checkpoint: Path | None = None) -> tuple[Any, An
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {run.config}: train the run again") from error
-    return model.eval(), built.datamodule
+    return LoadedRun(model.eval(), built.datamodule, path, state)
 
 
 def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:

@@ -47,7 +47,7 @@ from engine import (
     choose_precision,
     describe,
     find_changes,
-    find_weights,
+    find_checkpoint,
     fuse_steps,
     group_parameters,
     initialize_from,
@@ -169,14 +169,18 @@ class SuiteCLI(LightningCLI):
         if requeued and (self.run.checkpoints / "last.ckpt").exists():
             rank_zero_info(f"SLURM has started this job again: resuming {self.run.path}")
             name = "last"
-        self.checkpoint = None if name is None else self.run.checkpoint(name)
+        try:
+            self.checkpoint = None if name is None else find_checkpoint(name, self.run)
+        except UserError as error:
+            hint = "the run is named by --experiment, the checkpoint by --ckpt_path"
+            raise UserError(f"{error} ({hint})") from error
         home = self.run.checkpoints.absolute()
         is_resumed = self.checkpoint is not None and self.checkpoint.absolute().parent == home
         if self.subcommand == "fit" and not is_resumed:
             rank_zero_only(self.run.check_unused)()  # others start when the first already runs
         self.initial_checkpoint = None
         if config.init_from is not None and self.subcommand == "fit" and self.checkpoint is None:
-            self.initial_checkpoint = find_weights(config.init_from)
+            self.initial_checkpoint = find_checkpoint(config.init_from)
         self.resume_step, self.resume_precision = 0, None
         if self.checkpoint is not None:
             checkpoint = read_checkpoint(self.checkpoint)

@@ -26,17 +26,15 @@ from commands.messages import shorten
 from commands.stages import parse
 from commands.tables import draw_curves, read_curves, write_table
 from engine import RunDirectory, read_rows
-from errors import UserError
+from errors import UserError, extra
 
-try:
+with extra("sweep", "sweep"):
     import optuna
     from optuna.pruners import MedianPruner, NopPruner
     from optuna.samplers import TPESampler
     from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, TrialState
-except ImportError as error:
-    raise UserError(f"sweep needs the package {error.name}: pip install -e '.[sweep]'") from error
 
 CLI = str(Path(__file__).parent.parent / "cli.py")
 SEED = 42

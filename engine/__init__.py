@@ -8,14 +8,20 @@ happened: `Reproducibility` makes every random choice a function of (seed, epoch
 from engine.checkpoint_io import DurableCheckpointIO
 from engine.checkpoints import RunCheckpoint
 from engine.distributed import gather, is_lost_peer, leave_process_group
-from engine.initialization import find_weights, group_parameters, initialize_from
+from engine.initialization import group_parameters, initialize_from
 from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
 from engine.memory import keep_freed_memory
 from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings, fuse_steps
 from engine.precision import choose_precision
 from engine.reproducibility import Reproducibility
-from engine.run_directory import RunDirectory, Scores, check_name, read_checkpoint
+from engine.run_directory import (
+    RunDirectory,
+    Scores,
+    check_name,
+    find_checkpoint,
+    read_checkpoint,
+)
 from engine.run_statistics import RunStatistics
 from engine.settings import find_changes
 from engine.signals import GracefulShutdown, Interrupted
@@ -41,7 +47,7 @@ __all__ = [
     "describe",
     "end_workers",
     "find_changes",
-    "find_weights",
+    "find_checkpoint",
     "fuse_steps",
     "gather",
     "group_parameters",

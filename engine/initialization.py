@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from engine.reproducibility import running_statistics
-from engine.run_directory import RunDirectory, read_checkpoint
+from engine.run_directory import read_checkpoint
 from engine.training import TrainingModule
 from errors import UserError
 
@@ -18,23 +18,6 @@ OTHERS = "others"
 """Name of the group of parameters without a factor."""
 SHOWN = 8
 """Maximum number of names in a message."""
-
-
-def find_weights(name: str) -> Path:
-    """Return a checkpoint: the best one of a run directory, or a file.
-
-    Raises:
-        UserError: if it does not exist.
-    """
-    path = Path(name)
-    if path.is_dir():
-        run = RunDirectory(path)
-        path = run.checkpoints / "best.ckpt"
-        if not path.is_file():
-            raise UserError(run.explain_missing(path))
-    if not path.is_file():
-        raise UserError(f"{name} is neither a run directory nor a checkpoint")
-    return path
 
 
 def initialize_from(module: LightningModule, path: Path) -> None:

@@ -95,31 +95,24 @@ class RunDirectory:
             )
 
     def checkpoint(self, name: str) -> Path:
-        """Return the path of a checkpoint: ``last``, ``best`` or a file.
+        """Return the path of ``last.ckpt`` or ``best.ckpt``.
+
+        Args:
+            name: ``last`` or ``best``.
 
         Raises:
             UserError: if it does not exist.
         """
-        if name in ("last", "best"):
-            path = self.checkpoints / f"{name}.ckpt"
-            if not path.is_file():
-                raise UserError(
-                    f"{self.explain_missing(path)}; name the run with --experiment NAME, or a "
-                    "checkpoint file with --ckpt_path FILE"
-                )
-            return path
-        path = Path(name)
+        path = self.checkpoints / f"{name}.ckpt"
         if not path.is_file():
-            raise UserError(f"--ckpt_path {name} does not exist: name a file, last, best or none")
+            reason = f"nothing was trained in {self.path} yet"
+            if self.holds_run():
+                is_best = name == "best"
+                other = self.checkpoints / ("last.ckpt" if is_best else "best.ckpt")
+                why = "no validation has chosen it yet" if is_best else "the run was packed"
+                reason = f"{why}; there is {other}"
+            raise UserError(f"{path} does not exist: {reason}")
         return path
-
-    def explain_missing(self, checkpoint: Path) -> str:
-        """Return why a checkpoint of this run does not exist."""
-        reason = f"nothing was trained in {self.path} yet"
-        if self.holds_run():
-            last = self.checkpoints / "last.ckpt"
-            reason = f"no validation has chosen it yet; there is {last}"
-        return f"{checkpoint} does not exist: {reason}"
 
 
 def check_name(experiment: str) -> None:
@@ -134,6 +127,27 @@ def check_name(experiment: str) -> None:
         float(experiment)
         if isinstance(yaml.safe_load(experiment), str):
             raise UserError(f"--experiment {experiment} reads as a number: add a letter in front")
+
+
+def find_checkpoint(name: str, run: RunDirectory | None = None) -> Path:
+    """Return the path of a checkpoint.
+
+    Args:
+        name: a file; a run directory, of which the best checkpoint is taken; or ``last`` or
+            ``best``, of ``run``.
+        run: run that ``last`` and ``best`` are of; without one, they are names of files.
+
+    Raises:
+        UserError: if it does not exist.
+    """
+    if run is not None and name in ("last", "best"):
+        return run.checkpoint(name)
+    path = Path(name)
+    if path.is_dir():
+        return RunDirectory(path).checkpoint("best")
+    if not path.is_file():
+        raise UserError(f"{name} does not exist: name a checkpoint or a run directory")
+    return path
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

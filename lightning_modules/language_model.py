@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.transcripts import TextBatch
 from datamodules.vocabulary import CharacterVocabulary
-from engine import TrainingModule, find_weights, read_checkpoint
+from engine import TrainingModule, find_checkpoint, read_checkpoint
 from errors import UserError
 from lightning_modules.alphabets import adapt_rows
 from networks import CharacterLanguageModel
@@ -99,7 +99,7 @@ class TrainedLanguageModel(CharacterLanguageModel):
     """
 
     def __init__(self, run: str) -> None:
-        path = find_weights(run)
+        path = find_checkpoint(run)
         checkpoint = read_checkpoint(path)
         prefix = "network."
         weights = {

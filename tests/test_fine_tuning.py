@@ -119,7 +119,7 @@ def test_what_cannot_be_started_from_is_named_in_one_line(
     assert "so it is of another task" in fail_cli("fit", *small, f"--init_from={other}")
     assert "it is of another task" in fail_cli("fit", *images, f"--init_from={trained}")
     message = fail_cli("fit", *small, f"--init_from={tmp_path / 'nowhere'}")
-    assert "nowhere is neither a run directory nor a checkpoint" in message
+    assert "nowhere does not exist: name a checkpoint or a run directory" in message
     (tmp_path / "torn.ckpt").write_bytes(b"PK")
     message = fail_cli("fit", *small, f"--init_from={tmp_path / 'torn.ckpt'}")
     assert "torn.ckpt is not a whole checkpoint of a run" in message

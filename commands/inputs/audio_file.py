@@ -15,7 +15,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from datamodules.clips import check_rate, count_missing_bytes, mix_down, read_parts
-from errors import UserError
+from errors import UserError, extra
 
 MEDIA_SUFFIXES = (
     *(".aif", ".aiff", ".oga", ".m4a", ".m4b", ".aac", ".wma", ".amr", ".mka"),
@@ -155,13 +155,8 @@ def open_audio(path: Path) -> AudioFile:
 
 def open_media(path: Path) -> MediaFile:
     """Read the header of a file through FFmpeg; see `open_audio`."""
-    try:
+    with extra("media", f"{path}, which libsndfile does not read,"):
         import av
-    except ImportError as error:
-        raise UserError(
-            f"{path} is not audio that libsndfile reads; for m4a, mp4 and webm "
-            "pip install '.[media]'"
-        ) from error
     try:
         with open_container(path) as container:
             if not container.streams.audio:

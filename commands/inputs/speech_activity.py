@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from commands.inputs.audio_file import regroup
-from errors import UserError
+from errors import extra
 
 DETECTOR_RATE = 16_000
 WINDOW = 512
@@ -78,12 +78,8 @@ def load_detector() -> Any:
         UserError: if it is not installed.
     """
     threads = torch.get_num_threads()
-    try:
+    with extra("media", "finding speech in recordings"):
         from silero_vad import load_silero_vad
-    except ImportError as error:
-        raise UserError(
-            "finding speech in recordings needs silero-vad: pip install '.[media]'"
-        ) from error
     torch.set_num_threads(threads)  # importing silero-vad sets one thread for the whole process
     return load_silero_vad()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, extra
 
 SAMPLE_RATE = 22_050  # eSpeak NG's own
 
@@ -83,12 +83,8 @@ def link_data() -> Iterator[Path]:
 
 
 def _import_loader() -> Any:
-    try:
+    with extra("demo", "generated speech"):
         import espeakng_loader
-    except ImportError as error:
-        raise UserError(
-            "generated speech needs the package espeakng-loader: pip install -e '.[demo]'"
-        ) from error
     return espeakng_loader
 
 

@@ -20,7 +20,6 @@ from torchaudio.functional import resample
 import cli
 from commands.stages import load_run
 from datamodules.vocabulary import COURSE_ALPHABET
-from engine import RunDirectory
 from tests.conftest import CONFIGS, ROOT, SAMPLE_RATE, SMALL_MODEL, hear_tones, speak_tones
 
 WORDS = ("abc def", "hgfe", "b a d", "a a b b")
@@ -185,7 +184,7 @@ def test_eight_bits_are_smaller_and_nearly_equal(
         Levenshtein.distance(a, b) for (_, a), (_, b) in zip(rows, expected, strict=True)
     )
     assert distance <= 0.2 * sum(len(text) for _, text in expected)
-    weights = sum(w.numel() for w in load_run(RunDirectory(run))[0].network.decoder.parameters())
+    weights = sum(w.numel() for w in load_run(run).model.network.decoder.parameters())
     assert (run / "exported" / "decoder.onnx").stat().st_size < 3 * weights  # 4 bytes each before
 
 

@@ -11,7 +11,6 @@ import torch
 import cli
 from commands.folders import shorten_paths
 from commands.stages import load_run
-from engine import RunDirectory
 from tests.conftest import SAMPLE_RATE, hear_tones, speak_tones
 
 
@@ -37,7 +36,7 @@ def test_a_packed_run_is_small_and_does_the_same(
     scores = [json.loads((folder / "test_metrics.json").read_text()) for folder in (run, packed)]
     assert scores[0]["metrics"] == scores[1]["metrics"]
 
-    models = [load_run(RunDirectory(folder))[0] for folder in (run, packed)]
+    models = [load_run(folder).model for folder in (run, packed)]
     assert models[0].calibration == models[1].calibration
     assert models[0].longest_clip == models[1].longest_clip
     for weight, rounded in zip(*(model.parameters() for model in models), strict=True):

@@ -304,6 +304,10 @@ def test_unusable_runs_and_paths_are_refused(
     assert "cannot be used" in fail(run, recordings, "--output", output / "out.txt")
     assert "--ckpt_path none" in fail(run, recordings, "--ckpt_path", "none")
     assert "nine.ckpt does not exist" in fail(run, recordings, "--ckpt_path", "nine.ckpt")
+    packed = tmp_path / "packed"
+    cli.main(["pack", str(run), "--output", str(packed)])
+    message = fail(packed, recordings, "--ckpt_path", "last")
+    assert "last.ckpt does not exist: the run was packed; there is" in message
     fitted = str(tmp_path / "runs")
     config = str(CONFIGS / "boolean_perceptron.yaml")
     cli.main(["fit", "--config", config, "--trainer.default_root_dir", fitted])

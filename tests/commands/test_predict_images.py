@@ -22,7 +22,6 @@ from commands.classify import ImagePredictor
 from commands.inputs.image_file import read_images
 from commands.stages import load_run
 from datamodules import OCTMNISTDataModule
-from engine import RunDirectory
 from lightning_modules import ImageClassifier
 from tests.conftest import CONFIGS
 
@@ -61,7 +60,7 @@ def test_probabilities_are_the_model_s_whatever_the_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, pixels = scans
-    model, _ = load_run(RunDirectory(run))
+    model = load_run(run).model
     with torch.no_grad():
         images = torch.from_numpy(pixels)[:, None].float() / 255
         expected = model.logits(images).softmax(-1).numpy()

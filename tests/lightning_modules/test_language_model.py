@@ -64,7 +64,7 @@ def test_a_trained_language_model_joins_the_beam_search(
     shutil.move(run, tmp_path / "elsewhere")  # the packed one is complete, and may be moved too
     packed = RunDirectory(Path(shutil.move(tmp_path / "packed", tmp_path / "moved")))
     assert str(tmp_path) not in packed.config.read_text()
-    fused = load_run(packed)[0].test_decoding.language_model
+    fused = load_run(packed.path).model.test_decoding.language_model
     assert fused.alphabet == trained.alphabet
     for exact, rounded in zip(trained.parameters(), fused.parameters(), strict=True):
         torch.testing.assert_close(rounded, exact, rtol=1e-3, atol=1e-6)
