@@ -29,9 +29,7 @@ SILENCE_SECONDS = 5
 @torch.no_grad()
 def recognize(model: Any, samples: torch.Tensor) -> list[Word]:
     """Return the words of one clip."""
-    memory, mask = model.network.encode(samples[None], torch.tensor([len(samples)]))
-    texts = model.transcribe(memory, mask, model.test_decoding)
-    words: list[Word] = model.find_words(memory, mask, texts)[0]
+    words: list[Word] = model.recognize(samples[None], torch.tensor([len(samples)]))["words"][0]
     return words
 
 

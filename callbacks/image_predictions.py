@@ -1,5 +1,6 @@
 """A classifier's predictions: a file of probabilities, and pictures in TensorBoard."""
 
+import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,12 +41,13 @@ class ProbabilityWriter(Callback):
         self._rows = []
         if trainer.is_global_zero:
             names = class_names(pl_module)
-            lines = [",".join(["index", *(name.replace(",", "") for name in names)])]
-            lines += [",".join([str(i), *(f"{p:.6f}" for p in row)]) for i, row in rows]
             path = Path(trainer.default_root_dir) / "predictions.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            Console().print(f"{len(rows):,} predictions in {path}")
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(["index", *names])
+                writer.writerows([i, *(f"{p:.6f}" for p in row)] for i, row in rows)
+            Console(markup=False, emoji=False).print(f"{len(rows):,} predictions in {path}")
 
 
 class Mistake(NamedTuple):

@@ -88,7 +88,7 @@ class TranscriptWriter(Callback):
         table = Table(*header, title=f"{min(self.examples, len(rows))} of {len(rows)} in {path}")
         for row in rows[: self.examples]:
             table.add_row(*row)
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)
 
 
 def describe_words(id: str, text: str, words: list[Word]) -> str:

@@ -11,7 +11,7 @@ from datamodules.speech import SpeechDataModule
 from engine import DurableCheckpointIO
 from errors import UserError
 from lightning_modules import SpeechRecognizer
-from lightning_modules.words import Calibration, measure_confidence
+from lightning_modules.words import Calibration, measure_confidence, score_words
 
 
 def calibrate(path: Path) -> None:
@@ -43,7 +43,7 @@ def calibrate(path: Path) -> None:
         for clips in track(data.val_dataloader(), "validation clips", transient=True):
             batch = model.transfer_batch_to_device(clips, model.device, 0)
             found = model.predict_step(batch)
-            scored += model.score_words(found["words"], model.spell(batch))
+            scored += score_words(found["words"], model.spell(batch))
     if not scored:
         raise UserError(f"{path}: no word was found in the validation clips")
     scores, right = zip(*scored, strict=True)

@@ -45,7 +45,7 @@ def write_table(headings: list[str], rows: list[list[str]], path: Path, note: st
     table = Table(*headings)
     for cells in rows:
         table.add_row(*cells)
-    Console().print(table, note)
+    Console(markup=False, emoji=False).print(table, note)
     lines = [headings, ["---"] + ["---:"] * len(headings[1:]), *rows]
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     path.write_text(f"{text}\n{note}\n" if note else text, encoding="utf-8")

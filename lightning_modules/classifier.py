@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
@@ -35,8 +35,20 @@ class Classifier(TrainingModule, ABC):
     def __init__(self, class_names: list[str]) -> None:
         super().__init__()
         self.class_names = class_names
-        self.val_scores = _Scores(len(class_names))
-        self.test_scores = _Scores(len(class_names))
+        classes = len(class_names)
+        scores = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(classes, average="micro"),
+                "recall": MulticlassRecall(classes, average="macro"),
+                "auc": MulticlassAUROC(classes, average="macro"),
+            },
+            compute_groups=False,
+        )
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_scores, self.test_scores = scores.clone("val/"), scores.clone("test/")
+        ece = MulticlassCalibrationError(classes, n_bins=15, norm="l1")
+        self.test_scores.add_metrics({"ece": ece})
+        self.test_recalls = MulticlassRecall(classes, average="none")
 
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
@@ -44,52 +56,35 @@ class Classifier(TrainingModule, ABC):
 
     def validation_step(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Score one batch; return its ``logits``."""
-        return self._score(batch, "val", self.val_scores)
+        return self._score(batch, self.val_loss, self.val_scores)
 
     def test_step(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Score one batch; return its ``logits``."""
-        return self._score(batch, "test", self.test_scores)
+        scored = self._score(batch, self.test_loss, self.test_scores)
+        self.test_recalls.update(scored["logits"], batch.labels)
+        return scored
 
     def predict_step(self, batch: ImageBatch) -> Tensor:
         """Return the probabilities (batch, classes)."""
         return self.logits(batch.images).float().softmax(-1)
 
-    def _score(self, batch: ImageBatch, stage: str, scores: "_Scores") -> dict[str, Tensor]:
+    def _score(
+        self, batch: ImageBatch, loss: MeanMetric, scores: MetricCollection
+    ) -> dict[str, Tensor]:
         logits = self.logits(batch.images).float()
-        loss = F.cross_entropy(logits, batch.labels)
-        scores.loss.update(loss, len(batch.labels))
-        scores.accuracy.update(logits, batch.labels)
-        probabilities = logits.softmax(-1)
-        scores.auc.update(probabilities, batch.labels)
-        scores.recall.update(logits, batch.labels)
-        self.log(f"{stage}/loss", scores.loss)
-        self.log(f"{stage}/accuracy", scores.accuracy, prog_bar=True)
-        self.log(f"{stage}/auc", scores.auc)
-        self.log(f"{stage}/recall", scores.recall)
-        if stage == "test":
-            scores.ece.update(probabilities, batch.labels)
-            scores.recalls.update(logits, batch.labels)
-            self.log("test/ece", scores.ece)
+        loss.update(F.cross_entropy(logits, batch.labels), len(batch.labels))
+        scores.update(logits.softmax(-1), batch.labels)
+        self.log(f"{scores.prefix}loss", loss)
+        for name, score in scores.items():
+            self.log(name, score, prog_bar=name.endswith("accuracy"))
         return {"logits": logits}
 
     def on_test_epoch_end(self) -> None:
         """Log each class's recall."""
         # Lightning logs a metric object only if it has a single value.
-        recalls = self.test_scores.recalls.compute()
-        pairs = zip(self.class_names, recalls, strict=True)
+        pairs = zip(self.class_names, self.test_recalls.compute(), strict=True)
         self.log_dict({f"test/recall/{name}": recall for name, recall in pairs})
-        self.test_scores.recalls.reset()
-
-
-class _Scores(nn.Module):
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.loss = MeanMetric()
-        self.accuracy = MulticlassAccuracy(classes, average="micro")
-        self.auc = MulticlassAUROC(classes, average="macro")
-        self.recall = MulticlassRecall(classes, average="macro")
-        self.recalls = MulticlassRecall(classes, average="none")
-        self.ece = MulticlassCalibrationError(classes, n_bins=15, norm="l1")
+        self.test_recalls.reset()
 
 
 class ImageClassifier(Classifier):

@@ -15,7 +15,7 @@ from datamodules.vocabulary import CharacterVocabulary
 from engine import TrainingModule, gather
 from errors import UserError
 from lightning_modules.alphabets import adapt_rows, copy_rows
-from lightning_modules.words import Calibration, Word, find_words, mark_correct
+from lightning_modules.words import Calibration, Word, find_words, score_words
 from metrics import (
     CharErrorRate,
     CosineSimilarity,
@@ -194,17 +194,8 @@ class SpeechRecognizer(TrainingModule):
         """Evaluate a batch like `test_step`, and collect its words to calibrate confidence."""
         found = self._evaluate(batch, self.val_losses, self.val_scores, self.decoding)
         if "words" in found:
-            self._scored_words += self.score_words(found["words"], found["references"])
+            self._scored_words += score_words(found["words"], found["references"])
         return found
-
-    @staticmethod
-    def score_words(found: list[list[Word]], references: list[str]) -> list[tuple[float, bool]]:
-        """Return the score of each word of transcripts, and whether the word is right."""
-        scored: list[tuple[float, bool]] = []
-        for words, reference in zip(found, references, strict=True):
-            correct = mark_correct([word.text for word in words], reference.split())
-            scored += zip([word.score for word in words], correct, strict=True)
-        return scored
 
     def on_validation_epoch_end(self) -> None:
         """Calibrate the confidence of words."""
@@ -232,8 +223,7 @@ class SpeechRecognizer(TrainingModule):
             lengths: (batch,) numbers of samples.
         """
         encoded = self.network.encode(waveforms, lengths)
-        transcripts = self.transcribe(*encoded, self.test_decoding, warn_if_cut=True)
-        return {"transcripts": transcripts, **self._find_words(*encoded, transcripts)}
+        return self._read(*encoded, self.test_decoding, warn_if_cut=True)
 
     def losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Compute the losses of a batch, each a mean over tokens.
@@ -283,25 +273,31 @@ class SpeechRecognizer(TrainingModule):
             loss_metrics[name].update(loss.detach(), weight)
         self.log_dict(loss_metrics, batch_size=len(batch.ids))
         is_test = scores is self.test_scores
-        transcripts = self.transcribe(memory, memory_mask, decoding, warn_if_cut=is_test)
+        found = self._read(memory, memory_mask, decoding, warn_if_cut=is_test)
         references = self.spell(batch)
-        scores.update(transcripts, references)
+        scores.update(found["transcripts"], references)
         for name, score in scores.items():
             self.log(name, score, batch_size=len(references), prog_bar=name == "val/cer")
-        words = self._find_words(memory, memory_mask, transcripts)
-        found = {"references": references, "transcripts": transcripts, **words}
-        return {"encoded": (memory, memory_mask), **found}
+        return {"encoded": (memory, memory_mask), "references": references, **found}
 
     def spell(self, batch: SpeechBatch) -> list[str]:
         """Return the reference texts of a batch, spelled with the vocabulary."""
         return [self.vocabulary.decode(tokens) for tokens in batch.tokens.tolist()]
 
-    def _find_words(
-        self, memory: Tensor, memory_mask: Tensor, transcripts: list[str]
+    def _read(
+        self,
+        memory: Tensor,
+        memory_mask: Tensor,
+        decoding: DecodingStrategy,
+        *,
+        warn_if_cut: bool,
     ) -> dict[str, list[Any]]:
-        if self.network.ctc_head is None:
-            return {}
-        return {"words": self.find_words(memory, memory_mask, transcripts)}
+        """Return the ``transcripts`` of encodings and, with a CTC head, their ``words``."""
+        transcripts = self.transcribe(memory, memory_mask, decoding, warn_if_cut=warn_if_cut)
+        found: dict[str, list[Any]] = {"transcripts": transcripts}
+        if self.network.ctc_head is not None:
+            found["words"] = self.find_words(memory, memory_mask, transcripts)
+        return found
 
     def find_words(
         self, memory: Tensor, memory_mask: Tensor, transcripts: list[str]

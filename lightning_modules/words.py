@@ -132,6 +132,15 @@ def mark_correct(prediction: Sequence[str], reference: Sequence[str]) -> list[bo
     return correct
 
 
+def score_words(found: list[list[Word]], references: list[str]) -> list[tuple[float, bool]]:
+    """Return the score of each word of transcripts, and whether the word is right."""
+    scored: list[tuple[float, bool]] = []
+    for words, reference in zip(found, references, strict=True):
+        correct = mark_correct([word.text for word in words], reference.split())
+        scored += zip([word.score for word in words], correct, strict=True)
+    return scored
+
+
 def measure_confidence(confidence: Sequence[float], correct: Sequence[bool]) -> tuple[float, float]:
     """Return how well the confidence of words predicts whether they are correct.
 

@@ -122,7 +122,7 @@ def test_probabilities_are_written_in_the_order_of_the_data_set(
         write.on_predict_batch_end(trainer, MagicMock(), outputs, batch_of(indices, indices), 0)
     write.on_predict_end(trainer, classifier())
     assert (tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines() == [
-        "index,round,square,long thin",
+        'index,round,square,"long, thin"',
         "0,1.000000,0.000000,0.000000",
         "1,0.000000,1.000000,0.000000",
         "2,0.000000,0.000000,1.000000",

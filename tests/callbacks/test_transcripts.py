@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ def read(path: Path) -> list[list[str]]:
 def test_transcripts_are_written_in_the_order_of_the_data_set_and_the_first_are_printed(
     small: list[str],
     tones: Path,
+    tmp_path: Path,
     run_cli: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -29,6 +31,9 @@ def test_transcripts_are_written_in_the_order_of_the_data_set_and_the_first_are_
     assert "T-034" not in printed
     run_cli("predict", *small)
     assert [row[0] for row in read(run / "predictions.csv")] == [id for id, _ in expected]
-    files = [tones / "wavs" / f"T-{i:03d}.wav" for i in (7, 2)]
-    run_cli("predict", *small, f"--data.init_args.predict_paths=[{files[0]},{files[1]}]")
-    assert [row[0] for row in read(run / "predictions.csv")] == ["T-007", "T-002"]
+    files = tmp_path / "files"
+    files.mkdir()
+    shutil.copy(tones / "wavs" / "T-007.wav", files / "[b]7.wav")
+    run_cli("predict", *small, f"--data.init_args.predict_paths=[{files}]")
+    assert [row[0] for row in read(run / "predictions.csv")] == ["[b]7"]
+    assert "[b]7" in capsys.readouterr().out
