@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor, nn
 
-from datamodules.medmnist import ImageBatch
+from datamodules.image_dataset import ImageBatch
 from engine import gather
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from commands.inputs.image_file import IMAGE_SUFFIXES, read_images
 from commands.outputs import as_user_error
-from datamodules.medmnist import ImageBatch, MedMNISTDataModule
+from datamodules.image_dataset import ImageBatch
+from datamodules.medmnist import MedMNISTDataModule
 from errors import UserError, extra
 from lightning_modules import ImageClassifier
 from lightning_modules.classifier import Classifier

@@ -1,84 +1,25 @@
 """MedMNIST's 2-D data sets (Yang et al. 2023): small medical images, kept in memory."""
 
-import math
 import runpy
-import zipfile
-import zlib
-from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from datamodules.download import check_digest, download
+from datamodules.image_dataset import ImageBatch, ImageDataset
+from datamodules.npz import open_npz, read_array
 from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
 from errors import UserError
 
 EVALUATION_BATCH = 512
 """Minimum number of images per batch without gradients: larger batches are faster."""
-MOST_COMPRESSED = 100
-"""Maximum ratio of unpacked to packed size of an array above `SMALL`; scans reach 1.4."""
-SMALL = 2**26
-"""Unpacked size in bytes (64 MiB) up to which an array is always read."""
-HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-"""Function that reads an array's header, by header version."""
-
-
-class ImageBatch(NamedTuple):
-    """A batch of images for one optimizer step or several.
-
-    Attributes:
-        indices: (batch,) indices of the images in their data set.
-        images: (batch, channels, height, width), uint8 as stored, or float32 once prepared.
-        labels: (batch,) classes as int64.
-        sizes: number of images of each optimizer step, in order.
-    """
-
-    indices: Tensor
-    images: Tensor
-    labels: Tensor
-    sizes: tuple[int, ...]
-
-    def steps(self) -> Iterator["ImageBatch"]:
-        """Yield the batch of each optimizer step."""
-        parts = (self.indices, self.images, self.labels)
-        for indices, images, labels in zip(*(x.split(self.sizes) for x in parts), strict=True):
-            yield ImageBatch(indices, images, labels, (len(indices),))
-
-    def describe(self) -> str:
-        """Return the number of images, their size and their indices."""
-        height, width = self.images.shape[2:]
-        indices = ", ".join(map(str, self.indices.tolist()))
-        return (
-            f"a batch of {len(self.indices)} images of {height}×{width} pixels (indices {indices})"
-        )
-
-
-class ImageDataset(Dataset[ImageBatch]):
-    """Images and labels in memory, indexed by a tuple of index tensors, one per optimizer step."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, steps: tuple[Tensor, ...]) -> ImageBatch:
-        indices = torch.cat(steps)
-        sizes = tuple(len(step) for step in steps)
-        return ImageBatch(indices, self.images[indices], self.labels[indices], sizes)
 
 
 class MedMNISTDataModule(SplitDataModule[ImageDataset]):
@@ -212,15 +153,10 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         Raises:
             UserError: if an array is missing, or has the wrong shape, type or range.
         """
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                images, labels = (
-                    read_array(archive, f"{split}_{part}") for part in ("images", "labels")
-                )
-        except KeyError as error:
-            raise UserError(f"{self.path} has no array {split}_images or {split}_labels") from error
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"{self.path} is damaged or no .npz file ({error})") from error
+        with open_npz(self.path) as archive:
+            images, labels = (
+                read_array(archive, f"{split}_{part}") for part in ("images", "labels")
+            )
         shape = (self.size, self.size) + ((3,) if self.channels == 3 else ())
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise UserError(
@@ -284,28 +220,3 @@ def read_info() -> dict[str, dict[str, Any]]:
 def class_weights(labels: Tensor) -> Tensor:
     """Return for each label 1 / the size of its class, (N,)."""
     return (1 / torch.bincount(labels).float())[labels]
-
-
-def read_array(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Read an array of an .npz file, after checking its size against its header.
-
-    Raises:
-        KeyError: if it does not exist.
-        ValueError: if it holds Python objects, is damaged, or unpacks to far more than any images.
-    """
-    member = archive.getinfo(f"{name}.npy")
-    if member.file_size > max(SMALL, MOST_COMPRESSED * member.compress_size):
-        raise ValueError(
-            f"{name} unpacks {member.compress_size:,} bytes to {member.file_size:,}: not an array "
-            "of images"
-        )
-    with archive.open(member) as file:
-        # Check the header before allocating memory.
-        version = np.lib.format.read_magic(file)
-        if version not in HEADERS:
-            raise ValueError(f"{name} has a header of version {version}")
-        shape, _, dtype = HEADERS[version](file)
-        if math.prod(shape) * dtype.itemsize > member.file_size:
-            raise ValueError(f"{name} says it is {dtype} {shape}, but has {member.file_size} bytes")
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)

@@ -12,7 +12,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from datamodules.medmnist import ImageBatch
+from datamodules.image_dataset import ImageBatch
 from engine import TrainingModule
 from engine.training import Losses
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from datamodules.medmnist import ImageBatch
+from datamodules.image_dataset import ImageBatch
 from errors import UserError
 from lightning_modules.classifier import Classifier
 from networks.scratch import ScratchNetwork

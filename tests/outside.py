@@ -7,7 +7,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from datamodules.medmnist import ImageBatch
+from datamodules.image_dataset import ImageBatch
 from lightning_modules import ImageClassifier
 
 PLAIN = ["--model=tests.outside.PlainModule", "--data=tests.outside.PlainDataModule"]

@@ -1,7 +1,5 @@
 """Image files of any size and mode, converted to what a classifier was trained on."""
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from datamodules.medmnist import read_array
+from datamodules.npz import open_npz, read_array
 from errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npz")
 SIXTEEN_BITS = 65_535
-DAMAGED = (zipfile.BadZipFile, zlib.error)
 MAX_ENLARGEMENT = 4
 """Maximum factor by which a small image is enlarged."""
 
@@ -70,17 +67,14 @@ def read_archive(path: Path) -> NDArray[Any]:
     Raises:
         UserError: if it is damaged, or it is not clear which array holds them.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            chosen = "test_images" if "test_images" in names else names[0]
-            if chosen != "test_images" and len(names) > 1:
-                raise UserError(
-                    f"{path} has the arrays {', '.join(names)}: name one of them test_images"
-                )
-            images = read_array(archive, chosen)
-    except (*DAMAGED, OSError, ValueError, EOFError, LookupError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged or no .npz file ({error})") from error
+    with open_npz(path) as archive:
+        files = (Path(name) for name in archive.namelist())
+        names = [file.stem for file in files if file.suffix == ".npy"]
+        chosen = names[0] if len(names) == 1 else "test_images"
+        if names and chosen not in names:
+            arrays = ", ".join(names)
+            raise UserError(f"{path} has the arrays {arrays}: name one of them test_images")
+        images = read_array(archive, chosen)
     is_grey_or_colour = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
     if images.dtype != np.uint8 or not is_grey_or_colour or not images.size:
         raise UserError(

@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from callbacks.image_predictions import ClassificationPictures, Mistake, ProbabilityWriter
-from datamodules.medmnist import ImageBatch
+from datamodules.image_dataset import ImageBatch
 
 NAMES = ["round", "square", "long, thin"]
 

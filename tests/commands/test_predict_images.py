@@ -184,6 +184,6 @@ def test_unusable_images_are_refused(
         "two.npz has the arrays a, b",
         "wide.npz: a is float64",
         "floating-point numbers",
-        "other.npz is damaged or no .npz file",
+        "other.npz has no array test_images",
     ):
         assert expected in printed.err

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_augmentation_is_for_training_alone(file: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_images": None}, "has no array train_images or train_labels"),
+        ({"train_images": None}, "has no array train_images"),
         (
             {"train_images": np.zeros((30, 28, 28), np.uint8)},
             r"train_images is uint8 \(30, 28, 28\)",
@@ -160,6 +161,17 @@ def test_truncated_files_are_named(kept: float, tmp_path: Path) -> None:
     path = colour_file(tmp_path / "blood.npz")
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(UserError, match=r"blood\.npz is damaged or no \.npz file"):
+        MedMNISTDataModule(flag="bloodmnist", file=str(path)).setup("fit")
+
+
+def test_encrypted_files_are_named(tmp_path: Path) -> None:
+    path = colour_file(tmp_path / "blood.npz")
+    content = bytearray(path.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for match in re.finditer(re.escape(header), bytes(content)):
+            content[match.start() + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"blood\.npz is damaged .* encrypted"):
         MedMNISTDataModule(flag="bloodmnist", file=str(path)).setup("fit")
 
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 
-from datamodules.medmnist import ImageBatch
+from datamodules.image_dataset import ImageBatch
 from datamodules.speech_dataset import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
 from lightning_modules import ImageClassifier, SpeechRecognizer
