@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from benchmarks.harness import OURS, Comparison, Section
 
 NAMES = (
-    "training recognizers layers classifiers compilation text_metrics startup matmul growth"
+    "training recognizers layers classifiers compilation text_metrics startup engine matmul growth"
 ).split()
 SPEECH = ("training", "startup")
 """Benchmarks that need clips."""
