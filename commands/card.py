@@ -11,7 +11,7 @@ from commands.folders import find_scores, make_console, refuse_existing, shorten
 from commands.scores import TestedClip, estimate_rates, read_test
 from commands.stages import load_run
 from commands.tables import describe_changes
-from engine import RunDirectory, read_rows
+from engine import RunDirectory, apply_changes, read_rows
 from errors import UserError, extra
 from lightning_modules.words import mark_correct, measure_confidence
 
@@ -81,6 +81,7 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
     config = shorten_paths(run.read_config())
     task = TASKS.get(type(model).__name__, OTHER)
     tested = find_scores(run, checkpoint["global_step"])
+    tested_config = apply_changes(config, tested.changed if tested else {})
     found = sorted(tested.metrics.items()) if tested else []
     scores = {key.removeprefix("test/"): value for key, value in found}
     clips = read_clips(run) if scores else []
@@ -90,7 +91,7 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
     }
     weights = sum(p.numel() for p in model.parameters())
     values = {
-        "front": write_front(name, task.tag, licence, config, scores),
+        "front": write_front(name, task.tag, licence, tested_config, scores),
         "name": name,
         "summary": task.summary,
         "model": describe_model(config, checkpoint, getattr(model, "parameter_count", weights)),

@@ -120,7 +120,9 @@ def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[d
     tested = run.read_scores()
     tested_file = Path(tested.checkpoint) if tested and tested.checkpoint else None
     is_there = tested_file is not None and tested_file.is_file()
-    model, data, *_ = load_run(run.path, tested_file if is_there else None)
+    changed = {} if tested is None else tested.changed
+    of_data = {key: value for key, value in changed.items() if key.startswith("data.")}
+    model, data, *_ = load_run(run.path, tested_file if is_there else None, of_data)
     data.prepare_data()
     data.setup("test")
     dataset = data.datasets["test"]

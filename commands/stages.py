@@ -2,7 +2,9 @@
 
 import atexit
 import errno
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,12 +114,15 @@ class LoadedRun(NamedTuple):
     checkpoint: dict[str, Any]
 
 
-def load_run(folder: Path, checkpoint: Path | None = None) -> LoadedRun:
+def load_run(
+    folder: Path, checkpoint: Path | None = None, changed: Mapping[str, Any] | None = None
+) -> LoadedRun:
     """Build a run's model and data.
 
     Args:
         folder: run directory.
         checkpoint: checkpoint to load; by default ``best.ckpt``.
+        changed: settings that differ from those of the training.
 
     Raises:
         UserError: if the run was not trained, or its checkpoint does not fit its configuration.
@@ -129,7 +134,8 @@ def load_run(folder: Path, checkpoint: Path | None = None) -> LoadedRun:
     path, home = checkpoint or run.checkpoint("best"), folder.absolute()
     where = [f"--trainer.{setting}" for setting in ON_CPU]
     where += [f"--trainer.default_root_dir={home.parent}", f"--experiment={home.name}"]
-    where += [f"--ckpt_path={path.absolute()}"]
+    where += [f"--ckpt_path={path.absolute()}", "--threads=null"]
+    where += [f"--{key}={json.dumps(value)}" for key, value in (changed or {}).items()]
     if run.language_model.is_file():  # the path in config.yaml holds where it was packed
         search = "--model.init_args.test_decoding.init_args"
         where += [f"{search}.language_model.init_args.run={run.language_model.absolute()}"]
@@ -171,7 +177,6 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
         subclass_mode_data=True,
         save_config_callback=SaveFitConfig,
         seed_everything_default=42,
-        load_from_checkpoint_support=False,
         trainer_defaults={
             "default_root_dir": "runs",
             "enable_model_summary": False,  # the run logs its number of parameters itself

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ from torch.optim import Optimizer
 
 from commands.links import LINKS, find_filled
 from commands.messages import explain, is_out_of_memory, shorten
+from datamodules.splits import SplitDataModule
 from engine import (
     DurableCheckpointIO,
     GracefulShutdown,
@@ -75,9 +77,13 @@ class SaveFitConfig(SaveConfigCallback):
             run = RunDirectory(Path(trainer.default_root_dir))
             run.path.mkdir(parents=True, exist_ok=True)
             before = run.read_config() if trainer.ckpt_path and run.config.is_file() else {}
-            self.parser.save(
-                self.config, run.config, skip_unset=False, overwrite=True, multifile=False
-            )
+            config = self.config.clone()
+            if trainer.ckpt_path:  # a resumed run keeps its seed, and the weights it began with
+                engine = (c for c in trainer.callbacks if isinstance(c, Reproducibility))  # type: ignore[attr-defined]
+                seed = next(callback.seed for callback in engine)
+                config.seed_everything = before.get("seed_everything", seed)
+                config.init_from = before.get("init_from", config.init_from)
+            self.parser.save(config, run.config, skip_unset=False, overwrite=True, multifile=False)
             for key, (old, new) in find_changes(before, run.read_config()).items():
                 rank_zero_info(f"{key} was {old} and is {new} now")
 
@@ -89,6 +95,7 @@ class SuiteCLI(LightningCLI):
     shutdown: GracefulShutdown
     checkpoint_name: str | None
     checkpoint: Path | None
+    is_resumed: bool
     initial_checkpoint: Path | None
     resume_step: int
     resume_precision: str | None
@@ -175,8 +182,8 @@ class SuiteCLI(LightningCLI):
             hint = "the run is named by --experiment, the checkpoint by --ckpt_path"
             raise UserError(f"{error} ({hint})") from error
         home = self.run.checkpoints.absolute()
-        is_resumed = self.checkpoint is not None and self.checkpoint.absolute().parent == home
-        if self.subcommand == "fit" and not is_resumed:
+        self.is_resumed = self.checkpoint is not None and self.checkpoint.absolute().parent == home
+        if self.subcommand == "fit" and not self.is_resumed:
             rank_zero_only(self.run.check_unused)()  # others start when the first already runs
         self.initial_checkpoint = None
         if config.init_from is not None and self.subcommand == "fit" and self.checkpoint is None:
@@ -239,6 +246,11 @@ class SuiteCLI(LightningCLI):
         # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
         engine = [OptimizerSettings(), Reproducibility(seed)]
         kwargs["callbacks"] = [self.shutdown, *as_list(trainer.callbacks), *engine]
+        if trainer.overfit_batches and isinstance(self.datamodule, SplitDataModule):
+            raise UserError(
+                "trainer.overfit_batches is not supported: train on few examples with "
+                "data.init_args.max_clips, or max_images, as configs/debug/overfit.yaml does"
+            )
         if str(trainer.precision) in OTHER_WEIGHTS:
             raise UserError(
                 f"trainer.precision={trainer.precision} is not supported: weights are in float32; "
@@ -295,8 +307,12 @@ class SuiteCLI(LightningCLI):
     # ------------------------------------------------------------------ running
 
     def fit(self, **kwargs: Any) -> None:
-        """Train; see `_run`."""
-        self._run(self.trainer.fit, kwargs)
+        """Train, and keep other processes from training the run; see `_run`."""
+        with ExitStack() as locks:
+            if self.trainer.is_global_zero:
+                locks.enter_context(self.run.lock())
+                self._check_start()
+            self._run(self.trainer.fit, kwargs)
 
     def validate(self, **kwargs: Any) -> None:
         """Score on the validation set; see `_run`."""
@@ -331,6 +347,13 @@ class SuiteCLI(LightningCLI):
             if is_untouched and self.trainer.is_global_zero:
                 shutil.rmtree(self.run.path, ignore_errors=True)
             self._report(error)
+
+    def _check_start(self) -> None:
+        """Check that no other process has trained the run since this one began."""
+        if self.checkpoint is None or not self.is_resumed:
+            self.run.check_unused()
+        elif read_checkpoint(self.checkpoint)["global_step"] != self.resume_step:
+            raise UserError(f"{self.checkpoint} was replaced meanwhile: start again")
 
     def _report(self, error: BaseException) -> NoReturn:
         if isinstance(error, Interrupted | NonFiniteLossError) and not self.trainer.is_global_zero:

@@ -4,7 +4,6 @@ Any number of processes can share a sweep: trials wait in Optuna's storage until
 them. If that process dies, the trial is queued again and its run resumes. See docs/sweeps.md.
 """
 
-import fcntl
 import itertools
 import json
 import math
@@ -25,7 +24,7 @@ from commands.folders import make_console
 from commands.messages import shorten
 from commands.stages import parse
 from commands.tables import draw_curves, read_curves, write_table
-from engine import RunDirectory, read_rows
+from engine import RunDirectory, lock, read_rows
 from errors import UserError, extra
 
 with extra("sweep", "sweep"):
@@ -63,21 +62,6 @@ def run_sweep(config: Path, others: Sequence[str], storage: str | None) -> None:
         sweep.work()
     with lock(sweep.folder / ".lock", wait=True) as turn:
         sweep.report(turn)
-
-
-def lock(path: Path, *, wait: bool) -> IO[str]:
-    """Return a locked file; this process and children that inherit it hold the lock until closing.
-
-    Raises:
-        BlockingIOError: if another process has locked it, unless ``wait``.
-    """
-    file = path.open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 def as_argument(value: Any) -> str:

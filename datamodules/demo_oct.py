@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.octmnist import OCTMNISTDataModule
+from engine import creation
 from errors import UserError
 
 CORPUS_SEED = 0  # the seed of training does not change the images
@@ -35,8 +36,9 @@ class DemoOCTDataModule(OCTMNISTDataModule):
         Raises:
             UserError: if it exists, and is damaged or has another number of images.
         """
-        if not self.path.exists():
-            write_file(self.path, self.images, self.size)
+        with creation(self.path) as is_missing:
+            if is_missing:
+                write_file(self.path, self.images, self.size)
         found = len(self.read_split("train")[1])
         if found != self.images:
             raise UserError(

@@ -39,10 +39,6 @@ def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: f
     Raises:
         UserError: if the server cannot be reached or refuses, or the checksum is wrong.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {path.parent} cannot be created ({error.strerror})") from error
     part = path.with_name(path.name + ".part")
     columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:

@@ -9,6 +9,7 @@ from datamodules.clips import AUDIO_SUFFIXES
 from datamodules.download import check_digest, download, unpack_folder
 from datamodules.lines import read_lines
 from datamodules.speech import SpeechDataModule, Transcript
+from engine import creation
 from errors import UserError
 
 ARCHIVE_URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
@@ -54,8 +55,11 @@ class LJSpeechDataModule(SpeechDataModule):
         Raises:
             UserError: if this fails; says what to do instead.
         """
-        if not self.root.exists() and not self._predicts_files():
-            self.make_root()
+        if self._predicts_files():
+            return
+        with creation(self.root) as is_missing:
+            if is_missing:
+                self.make_root()
 
     def make_root(self) -> None:
         """Create ``root``, complete or not at all."""

@@ -16,6 +16,7 @@ from datamodules.image_dataset import ImageBatch, ImageDataset
 from datamodules.npz import open_npz, read_array
 from datamodules.sampling import ShuffledBatchSampler
 from datamodules.splits import SplitDataModule
+from engine import creation
 from errors import UserError
 
 EVALUATION_BATCH = 512
@@ -113,13 +114,13 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         Raises:
             UserError: if this fails; says what to do instead.
         """
-        if self.path.exists():
-            return
-        if not self.is_official:
+        if not self.is_official and not self.path.exists():
             raise UserError(f"data.init_args.file {self.path} does not exist")
-        rank_zero_info(f"{self.path} does not exist: downloading it ({self.licence})")
         try:
-            download(self.url, self.path, f"md5:{self.md5}")
+            with creation(self.path) as is_missing:
+                if is_missing:
+                    rank_zero_info(f"{self.path} does not exist: downloading it ({self.licence})")
+                    download(self.url, self.path, f"md5:{self.md5}")
         except UserError as error:
             raise UserError(
                 f"{error}. Put the file at {self.path} by hand, name a file of your own in its "

@@ -1,6 +1,7 @@
 """Speech corpora of any layout: split, checked, bucketed by length and batched."""
 
 import os
+import statistics
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -312,6 +313,9 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
 
     def make_sampler(self, split: str, *, shuffle: bool) -> LengthBucketBatchSampler:
         lengths = [clip.samples for clip in self.datasets[split].clips]
+        if 0 in lengths:  # unreadable clips: alike in length, they would be batches of their own
+            typical = int(statistics.median(length for length in lengths if length))
+            lengths = [length or typical for length in lengths]
         # The steps of decoding are too small to keep a GPU busy.
         times = EVALUATION_TIMES if not shuffle and self._is_on_gpu() else 1
         longest = None

@@ -10,6 +10,7 @@ from engine.checkpoints import RunCheckpoint
 from engine.distributed import gather, is_lost_peer, leave_process_group
 from engine.initialization import group_parameters, initialize_from
 from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
+from engine.locks import creation, hold, lock
 from engine.memory import keep_freed_memory
 from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings, fuse_steps
@@ -23,7 +24,7 @@ from engine.run_directory import (
     read_checkpoint,
 )
 from engine.run_statistics import RunStatistics
-from engine.settings import find_changes
+from engine.settings import apply_changes, find_changes
 from engine.signals import GracefulShutdown, Interrupted
 from engine.training import NonFiniteLossError, TrainingModule, describe
 
@@ -42,8 +43,10 @@ __all__ = [
     "RunStatistics",
     "Scores",
     "TrainingModule",
+    "apply_changes",
     "check_name",
     "choose_precision",
+    "creation",
     "describe",
     "end_workers",
     "find_changes",
@@ -51,10 +54,12 @@ __all__ = [
     "fuse_steps",
     "gather",
     "group_parameters",
+    "hold",
     "initialize_from",
     "is_lost_peer",
     "keep_freed_memory",
     "leave_process_group",
+    "lock",
     "outlive_signals",
     "read_checkpoint",
     "read_rows",

@@ -1,7 +1,8 @@
 """Where a run keeps its files: one folder per experiment."""
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,12 @@ from typing import Any
 import torch
 import yaml
 
+from engine.locks import hold
 from errors import UserError
+
+GRACE_SECONDS = 10.0
+"""How long a fit waits for another one of the same run: the workers of one that was killed need
+some seconds to notice."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,18 @@ class RunDirectory:
                 f"{self.path} already holds a run: resume it with --ckpt_path last, or start "
                 "another with --experiment OTHER"
             )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training this run meanwhile.
+
+        Raises:
+            UserError: if one of them does.
+        """
+        file = self.path.with_name(f".{self.path.name}.lock")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with hold(file, f"another process trains {self.path}", GRACE_SECONDS):
+            yield
 
     def checkpoint(self, name: str) -> Path:
         """Return the path of ``last.ckpt`` or ``best.ckpt``.

@@ -1,5 +1,7 @@
 """Configurations of runs, compared."""
 
+import copy
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,19 +28,34 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
         before: configuration of a run, as in its ``config.yaml``.
         now: another configuration of it. Keys that only one of them has are left out.
     """
-    old, new = dict(flatten(before)), dict(flatten(now))
-    keys = [key for key in old if key in new and old[key] != new[key]]
     return {
-        key: (old[key], new[key])
-        for key in keys
+        key: (old, new)
+        for key, old, new in differences(before, now)
         if key.startswith(("model.", "data.")) or key.removeprefix("trainer.") in TRAINING
     }
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings with their dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def apply_changes(config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with changed settings: dotted key → value."""
+    result = copy.deepcopy(dict(config))
+    for key, value in changed.items():
+        *parents, last = key.split(".")
+        functools.reduce(dict.__getitem__, parents, result)[last] = value
+    return result
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key and both values of what differs in nested mappings.
+
+    Where one has a class and the other another value, such as None, the whole class is yielded.
+    """
+    for key in before:
+        if key not in now:
+            continue
+        old, new = before[key], now[key]
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and old and new:
+            yield from differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new

@@ -1,0 +1,93 @@
+"""Locks between processes, on one machine or on several that share a disk."""
+
+import errno
+import fcntl
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from pytorch_lightning.utilities import rank_zero_info
+
+from errors import UserError
+
+POLL = 0.2  # seconds
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems that have no locks."""
+
+
+def lock(path: Path, *, wait: bool) -> IO[str]:
+    """Return a locked file; this process and children that inherit it hold the lock until closing.
+
+    On a file system without locks, the file is not locked, and the log says so.
+
+    Raises:
+        BlockingIOError: if another process has locked it, unless ``wait``.
+    """
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            file.close()
+            raise
+        rank_zero_info(f"{path} cannot be locked: start nothing else that writes beside it")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+@contextmanager
+def hold(path: Path, busy: str, seconds: float = math.inf) -> Iterator[None]:
+    """Hold a lock; if another process has it, log ``busy`` and wait.
+
+    Args:
+        path: file to lock; it is created, and stays.
+        busy: what another process that has the lock does.
+        seconds: how long to wait.
+
+    Raises:
+        UserError: if another process has it all that time.
+    """
+    end = time.monotonic() + seconds
+    is_told = False
+    while True:
+        try:
+            file = lock(path, wait=False)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                raise UserError(f"{busy}: wait until it ends, or end it") from error
+            if not is_told:
+                rank_zero_info(f"{busy}: waiting")
+                is_told = True
+            time.sleep(POLL)
+    with file:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_UN)  # forked workers have the file open, too
+
+
+@contextmanager
+def creation(target: Path) -> Iterator[bool]:
+    """Let one process make a file or folder while others wait; provide whether it is missing.
+
+    Raises:
+        UserError: if there can be no folder around it.
+    """
+    if target.exists():
+        yield False
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"the folder {target.parent} cannot be created ({error.strerror})"
+        raise UserError(reason) from error
+    busy = f"{target} is being made by another process"
+    with hold(target.with_name(f".{target.name}.lock"), busy):
+        yield not target.exists()
