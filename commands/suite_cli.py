@@ -338,7 +338,7 @@ class SuiteCLI(LightningCLI):
             SystemExit: with a non-zero status if the run is interrupted.
         """
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        is_new = not self.run.path.exists()
+        is_new = self.run.is_empty()
         try:
             stage(**{**kwargs, "ckpt_path": checkpoint, "weights_only": True})
         except BaseException as error:

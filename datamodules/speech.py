@@ -313,7 +313,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
 
     def make_sampler(self, split: str, *, shuffle: bool) -> LengthBucketBatchSampler:
         lengths = [clip.samples for clip in self.datasets[split].clips]
-        if 0 in lengths:  # unreadable clips: alike in length, they would be batches of their own
+        if 0 in lengths and any(lengths):  # unreadable clips must not be batches of their own
             typical = int(statistics.median(length for length in lengths if length))
             lengths = [length or typical for length in lengths]
         # The steps of decoding are too small to keep a GPU busy.

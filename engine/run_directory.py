@@ -13,6 +13,7 @@ import yaml
 from engine.locks import hold
 from errors import UserError
 
+LOCK = ".lock"
 GRACE_SECONDS = 10.0
 """How long a fit waits for another one of the same run: the workers of one that was killed need
 some seconds to notice."""
@@ -107,10 +108,13 @@ class RunDirectory:
         Raises:
             UserError: if one of them does.
         """
-        file = self.path.with_name(f".{self.path.name}.lock")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with hold(file, f"another process trains {self.path}", GRACE_SECONDS):
+        self.path.mkdir(parents=True, exist_ok=True)
+        with hold(self.path / LOCK, f"another process trains {self.path}", GRACE_SECONDS):
             yield
+
+    def is_empty(self) -> bool:
+        """Return whether the folder has no files, or does not exist."""
+        return all(path.name == LOCK for path in self.path.glob("*"))
 
     def checkpoint(self, name: str) -> Path:
         """Return the path of ``last.ckpt`` or ``best.ckpt``.

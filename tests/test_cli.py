@@ -12,7 +12,7 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 import cli
-from engine import read_rows
+from engine import RunDirectory, read_rows
 from tests.conftest import CONFIGS, LETTERS, ROOT, write_corpus
 
 
@@ -171,6 +171,24 @@ def test_predict_transcribes_files_without_a_corpus(
     assert "would both be b in predictions.csv" in message
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(
+    small: list[str],
+    run_cli: Callable[..., Path],
+    fail_cli: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.run_directory.GRACE_SECONDS", 0.0)
+    run = RunDirectory(tmp_path / "runs" / "run")
+    with run.lock():
+        assert "another process trains" in fail_cli("fit", *small)
+    run_cli("fit", *small, "--trainer.max_epochs=1", "--seed_everything=7")
+    with run.lock():
+        assert "another process trains" in fail_cli("fit", *small, "--ckpt_path=last")
+    run_cli("fit", *small, "--ckpt_path=last")
+    assert run.read_config()["seed_everything"] == 7  # the run's own
+
+
 @pytest.mark.parametrize(
     ("stage", "args", "parts"),
     [
@@ -202,6 +220,7 @@ def test_predict_transcribes_files_without_a_corpus(
         ),
         ("fit", ["--model.init_args.ctc_weight=2"], ["ctc_weight 2"]),
         ("fit", ["--threads=0"], ["threads", "0"]),
+        ("fit", ["--trainer.overfit_batches=1"], ["overfit_batches", "data.init_args.max_clips"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -57,6 +57,17 @@ def test_a_clip_that_breaks_during_the_run_is_named(
 
 
 @pytest.mark.filterwarnings("ignore:skipped clip")
+def test_unreadable_clips_do_not_fill_a_batch(
+    small: list[str], run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = write_corpus(tmp_path / "broken", 40)
+    for i in range(6, 12):
+        (root / "wavs" / f"T-{i:03d}.wav").unlink()
+    args = [*small, "--data.init_args.root", root, "--data.init_args.batch_size=4"]
+    run_cli("fit", *args, "--data.init_args.max_unreadable_clips=6", "--trainer.max_epochs=3")
+
+
+@pytest.mark.filterwarnings("ignore:skipped clip")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_clips_are_skipped_up_to_a_limit(
     workers: int,

@@ -1,12 +1,16 @@
 """``report``: its figures are the test's, and the page holds what it needs."""
 
+import base64
+import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import cli
 
@@ -44,6 +48,25 @@ def test_the_page_has_the_tests_figures_texts_and_sounds(tested: Path) -> None:
     characters = sum(len(reference) for _, reference, _ in lines)
     assert sum(totals[:3]) / words == pytest.approx(metrics["test/wer"], rel=1e-6)
     assert sum(totals[3:]) / characters == pytest.approx(metrics["test/cer"], rel=1e-6)
+
+
+def test_sounds_are_of_the_data_that_was_tested(
+    tested: Path, small: list[str], run_cli: Callable[..., Path], tones: Path, tmp_path: Path
+) -> None:
+    quiet = tmp_path / "quiet"
+    shutil.copytree(tones, quiet)
+    for path in (quiet / "wavs").glob("*.wav"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path, samples / 8, rate)
+    run_cli("test", *small, f"--data.init_args.root={quiet}")
+    cli.main(["report", str(tested), "--worst", "1"])
+    page = (tested / "report.html").read_text(encoding="utf-8")
+    (sound,) = re.findall(r'<audio controls src="data:audio/ogg;base64,([^"]*)"', page)
+    heard, _ = soundfile.read(io.BytesIO(base64.b64decode(sound)))
+    loud, _ = soundfile.read(tones / "wavs" / "T-032.wav")
+    assert 0 < abs(heard).max() < abs(loud).max() / 4
+    cli.main(["card", str(tested)])
+    assert "name: LJSpeechDataModule quiet" in (tested / "README.md").read_text()
 
 
 def test_two_runs_are_compared_by_paired_samples(tested: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from datamodules import MedMNISTDataModule, OCTMNISTDataModule
 from datamodules.demo_oct import DemoOCTDataModule, write_file
 from datamodules.medmnist import class_weights
 from datamodules.sampling import ShuffledBatchSampler
+from engine import creation
 from errors import UserError
 from tests.conftest import REAL_DATA
 
@@ -162,6 +164,25 @@ def test_truncated_files_are_named(kept: float, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(UserError, match=r"blood\.npz is damaged or no \.npz file"):
         MedMNISTDataModule(flag="bloodmnist", file=str(path)).setup("fit")
+
+
+def test_a_second_process_waits_for_the_first_to_make_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data" / "demo.npz"
+    told = threading.Event()
+    monkeypatch.setattr("engine.locks.rank_zero_info", lambda message: told.set())
+    data = DemoOCTDataModule(file=str(path), images=30)
+    second = threading.Thread(target=data.prepare_data)
+    with creation(path) as is_missing:
+        assert is_missing
+        second.start()
+        assert told.wait(30)  # the second one found the lock taken
+        write_file(path, 30, 28)
+        made = path.stat()
+    second.join(30)
+    assert not second.is_alive()
+    assert path.stat() == made
 
 
 def test_encrypted_files_are_named(tmp_path: Path) -> None:
