@@ -86,7 +86,7 @@ def creation(target: Path) -> Iterator[bool]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"the folder {target.parent} cannot be created ({error.strerror})"
+        reason = f"the folder of {target} cannot be created ({error.strerror})"
         raise UserError(reason) from error
     busy = f"{target} is being made by another process"
     with hold(target.with_name(f".{target.name}.lock"), busy):

@@ -180,12 +180,13 @@ def test_a_run_is_trained_by_one_process_at_a_time(
 ) -> None:
     monkeypatch.setattr("engine.run_directory.GRACE_SECONDS", 0.0)
     run = RunDirectory(tmp_path / "runs" / "run")
+    total = ["--lr_scheduler.init_args.total_steps=6"]
     with run.lock():
         assert "another process trains" in fail_cli("fit", *small)
-    run_cli("fit", *small, "--trainer.max_epochs=1", "--seed_everything=7")
+    run_cli("fit", *small, "--trainer.max_epochs=1", "--seed_everything=7", *total)
     with run.lock():
         assert "another process trains" in fail_cli("fit", *small, "--ckpt_path=last")
-    run_cli("fit", *small, "--ckpt_path=last")
+    run_cli("fit", *small, "--trainer.max_epochs=2", *total, "--ckpt_path=last")
     assert run.read_config()["seed_everything"] == 7  # the run's own
 
 
