@@ -11,11 +11,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from datamodules.image_dataset import ImageBatch
 from lightning_modules import ImageClassifier
 
-PLAIN = [
-    "--model=tests.outside.PlainModule",
-    "--data=tests.outside.PlainDataModule",
-    "--model.init_args.activation=torch.nn.Tanh",
-]
+PLAIN = ["--model=tests.outside.PlainModule", "--data=tests.outside.PlainDataModule"]
 
 
 class PlainModule(LightningModule):
@@ -26,8 +22,7 @@ class PlainModule(LightningModule):
         fail_rank: rank of the process that fails.
         stream: file to append each step's examples to.
         metric: name of the validation loss.
-        activation: before the last layer; as the others, it is saved as a hyper-parameter.
-        folder: not used.
+        folder: not used, but saved with the other hyper-parameters.
     """
 
     def __init__(
@@ -36,17 +31,12 @@ class PlainModule(LightningModule):
         fail_rank: int = 0,
         stream: str = "",
         metric: str = "val/loss",
-        activation: nn.Module | None = None,
         folder: Path = Path("data"),
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.network = nn.Sequential(
-            nn.Linear(4, 8),
-            nn.BatchNorm1d(8),
-            nn.Dropout(0.5),
-            activation or nn.ReLU(),
-            nn.Linear(8, 1),
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)
         )
         self.fail_at = fail_at
         self.fail_rank = fail_rank
