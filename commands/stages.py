@@ -135,7 +135,8 @@ def load_run(
     where = [f"--trainer.{setting}" for setting in ON_CPU]
     where += [f"--trainer.default_root_dir={home.parent}", f"--experiment={home.name}"]
     where += [f"--ckpt_path={path.absolute()}", "--threads=null"]
-    where += [f"--{key}={json.dumps(value)}" for key, value in (changed or {}).items()]
+    for key, value in (changed or {}).items():
+        where.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     if run.language_model.is_file():  # the path in config.yaml holds where it was packed
         search = "--model.init_args.test_decoding.init_args"
         where += [f"{search}.language_model.init_args.run={run.language_model.absolute()}"]
