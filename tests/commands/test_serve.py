@@ -44,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tones: Path, retinas: Path) -
     images = ["--config", str(CONFIGS / "octmnist_cnn.yaml"), "--experiment", "images"]
     try:
         cli.main(["fit", *speech, *here])
-        cli.main(["fit", *images, f"--data.init_args.file={retinas}", *here])
+        cli.main(["fit", *images, f"--data.init_args.file={retinas}", "--threads=1", *here])
     finally:
         signal.signal(signal.SIGINT, handler)
     shutil.copytree(folder / "runs" / "speech", folder / "runs" / "other")
@@ -164,6 +164,18 @@ def test_the_page_gives_what_predict_gives_and_nothing_else(
     done = subprocess.run([*command, "--port", port], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"error: 127.0.0.1:{port} cannot be used" in done.stderr
+
+
+def test_the_threads_of_a_training_are_not_the_pages(runs: Path) -> None:
+    from commands.serve import load_runs
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        load_runs([runs / "images"], MAX_MINUTES)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_requests_leave_nothing_in_memory(runs: Path, files: Path) -> None:
