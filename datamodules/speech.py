@@ -100,6 +100,8 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is less than 1")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers {num_workers} is negative")
         if min(splits) < 0 or sum(splits) > 1:
             raise ValueError(f"splits {splits} are not fractions that leave a part of 1 for test")
         self.root = Path(root)

@@ -220,6 +220,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(
             ["augment is now model.init_args.network.init_args.augment"],
         ),
         ("fit", ["--model.init_args.ctc_weight=2"], ["ctc_weight 2"]),
+        ("fit", ["--data.init_args.num_workers=-1"], ["num_workers -1 is negative"]),
         ("fit", ["--threads=0"], ["threads", "0"]),
         ("fit", ["--trainer.overfit_batches=1"], ["overfit_batches", "data.init_args.max_clips"]),
     ],
