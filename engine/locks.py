@@ -41,21 +41,24 @@ def lock(path: Path, *, wait: bool) -> IO[str]:
 
 
 @contextmanager
-def hold(path: Path, busy: str, seconds: float = math.inf) -> Iterator[None]:
-    """Hold a lock; if another process has it, log ``busy`` and wait.
+def hold(path: Path, target: Path, doing: str, seconds: float = math.inf) -> Iterator[None]:
+    """Hold a lock; if another process has it, say so and wait.
 
     Args:
         path: file to lock; it is created, and stays.
-        busy: what another process that has the lock does.
+        target: what the lock is for.
+        doing: what is done to it meanwhile, such as ``trained``.
         seconds: how long to wait.
 
     Raises:
-        UserError: if another process has it all that time.
+        UserError: if another process has it all that time, or its folder cannot be written to.
     """
+    busy = f"{target} is being {doing} by another process"
     end = time.monotonic() + seconds
     is_told = False
     while True:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = lock(path, wait=False)
             break
         except BlockingIOError as error:
@@ -65,6 +68,8 @@ def hold(path: Path, busy: str, seconds: float = math.inf) -> Iterator[None]:
                 rank_zero_info(f"{busy}: waiting")
                 is_told = True
             time.sleep(POLL)
+        except OSError as error:
+            raise UserError(f"{target} cannot be written ({error.strerror})") from error
     with file:
         try:
             yield
@@ -78,16 +83,10 @@ def creation(target: Path) -> Iterator[bool]:
     """Let one process make a file or folder while others wait; provide whether it is missing.
 
     Raises:
-        UserError: if there can be no folder around it.
+        UserError: if the folder around it cannot be written.
     """
     if target.exists():
         yield False
         return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"the folder of {target} cannot be created ({error.strerror})"
-        raise UserError(reason) from error
-    busy = f"{target} is being made by another process"
-    with hold(target.with_name(f".{target.name}.lock"), busy):
+    with hold(target.with_name(f".{target.name}.lock"), target, "made"):
         yield not target.exists()

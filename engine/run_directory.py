@@ -108,8 +108,7 @@ class RunDirectory:
         Raises:
             UserError: if one of them does.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with hold(self.path / LOCK, f"another process trains {self.path}", GRACE_SECONDS):
+        with hold(self.path / LOCK, self.path, "trained", GRACE_SECONDS):
             yield
 
     def is_empty(self) -> bool:

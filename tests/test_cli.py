@@ -182,10 +182,10 @@ def test_a_run_is_trained_by_one_process_at_a_time(
     run = RunDirectory(tmp_path / "runs" / "run")
     total = ["--lr_scheduler.init_args.total_steps=6"]
     with run.lock():
-        assert "another process trains" in fail_cli("fit", *small)
+        assert "is being trained by another process" in fail_cli("fit", *small)
     run_cli("fit", *small, "--trainer.max_epochs=1", "--seed_everything=7", *total)
     with run.lock():
-        assert "another process trains" in fail_cli("fit", *small, "--ckpt_path=last")
+        assert "is being trained by another process" in fail_cli("fit", *small, "--ckpt_path=last")
     run_cli("fit", *small, "--trainer.max_epochs=2", *total, "--ckpt_path=last")
     assert run.read_config()["seed_everything"] == 7  # the run's own
 
