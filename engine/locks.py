@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +46,7 @@ def hold(path: Path, target: Path, doing: str, seconds: float = math.inf) -> Ite
     """Hold a lock; if another process has it, say so and wait.
 
     Args:
-        path: file to lock; it is created, and stays.
+        path: file to lock; it is created, and removed in the end.
         target: what the lock is for.
         doing: what is done to it meanwhile, such as ``trained``.
         seconds: how long to wait.
@@ -60,7 +61,9 @@ def hold(path: Path, target: Path, doing: str, seconds: float = math.inf) -> Ite
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = lock(path, wait=False)
-            break
+            if is_at(file, path):
+                break
+            file.close()
         except BlockingIOError as error:
             if time.monotonic() > end:
                 raise UserError(f"{busy}: wait until it ends, or end it") from error
@@ -74,8 +77,17 @@ def hold(path: Path, target: Path, doing: str, seconds: float = math.inf) -> Ite
         try:
             yield
         finally:
+            path.unlink(missing_ok=True)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_UN)  # forked workers have the file open, too
+
+
+def is_at(file: IO[str], path: Path) -> bool:
+    """Return whether a path is that of an open file: who held its lock may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
