@@ -8,7 +8,7 @@ from rich.progress import track
 from commands.folders import make_console
 from commands.stages import load_run
 from datamodules.speech import SpeechDataModule
-from engine import DurableCheckpointIO
+from engine import DurableCheckpointIO, read_checkpoint
 from errors import UserError
 from lightning_modules import SpeechRecognizer
 from lightning_modules.words import Calibration, measure_confidence, score_words
@@ -48,6 +48,8 @@ def calibrate(path: Path) -> None:
         raise UserError(f"{path}: no word was found in the validation clips")
     scores, right = zip(*scored, strict=True)
     after = Calibration.fit(scores, right)
+    if read_checkpoint(weights)["global_step"] != checkpoint["global_step"]:
+        raise UserError(f"{weights} was replaced meanwhile: calibrate the run again")
     DurableCheckpointIO().save_checkpoint(checkpoint | {"calibration": list(after)}, weights)
     errors = [
         measure_confidence([calibration.confidence(score) for score in scores], right)[0]

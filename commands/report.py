@@ -121,7 +121,7 @@ def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[d
     tested_file = Path(tested.checkpoint) if tested and tested.checkpoint else None
     is_there = tested_file is not None and tested_file.is_file()
     changed = {} if tested is None else tested.changed
-    of_data = {key: value for key, value in changed.items() if key.startswith("data.")}
+    of_data = {key: value for key, value in changed.items() if key.partition(".")[0] == "data"}
     model, data, *_ = load_run(run.path, tested_file if is_there else None, of_data)
     data.prepare_data()
     data.setup("test")

@@ -80,8 +80,8 @@ class SaveFitConfig(SaveConfigCallback):
             config = self.config.clone()
             if trainer.ckpt_path:  # a resumed run keeps its seed, and the weights it began with
                 engine = (c for c in trainer.callbacks if isinstance(c, Reproducibility))  # type: ignore[attr-defined]
-                seed = next(callback.seed for callback in engine)
-                config.seed_everything = before.get("seed_everything", seed)
+                if before.get("seed_everything") is not False:
+                    config.seed_everything = next(callback.seed for callback in engine)
                 config.init_from = before.get("init_from", config.init_from)
             self.parser.save(config, run.config, skip_unset=False, overwrite=True, multifile=False)
             for key, (old, new) in find_changes(before, run.read_config()).items():

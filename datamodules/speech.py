@@ -1,7 +1,6 @@
 """Speech corpora of any layout: split, checked, bucketed by length and batched."""
 
 import os
-import statistics
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -314,10 +313,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
     # ------------------------------------------------------------------ batching
 
     def make_sampler(self, split: str, *, shuffle: bool) -> LengthBucketBatchSampler:
-        lengths = [clip.samples for clip in self.datasets[split].clips]
-        if 0 in lengths and any(lengths):  # unreadable clips must not be batches of their own
-            typical = int(statistics.median(length for length in lengths if length))
-            lengths = [length or typical for length in lengths]
+        lengths = spread_unreadable([clip.samples for clip in self.datasets[split].clips])
         # The steps of decoding are too small to keep a GPU busy.
         times = EVALUATION_TIMES if not shuffle and self._is_on_gpu() else 1
         longest = None
@@ -357,3 +353,16 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS
+
+
+def spread_unreadable(lengths: list[int]) -> list[int]:
+    """Replace zeros, the lengths of unreadable clips, by lengths spread over those of the others.
+
+    Alike in length, unreadable clips would fill a batch, and a batch without any other clip stops
+    the run.
+    """
+    known, missing = sorted(length for length in lengths if length), lengths.count(0)
+    if not known or not missing:
+        return lengths
+    places = iter(known[(2 * i + 1) * len(known) // (2 * missing)] for i in range(missing))
+    return [length or next(places) for length in lengths]

@@ -19,19 +19,20 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems that have no locks."""
 
 
-def lock(path: Path, *, wait: bool) -> IO[str]:
+def lock(path: Path, *, wait: bool, required: bool = True) -> IO[str]:
     """Return a locked file; this process and children that inherit it hold the lock until closing.
 
-    On a file system without locks, the file is not locked, and the log says so.
+    Unless the lock is ``required``, the log says so if the file system has no locks.
 
     Raises:
         BlockingIOError: if another process has locked it, unless ``wait``.
+        OSError: if the file cannot be written, or locked.
     """
     file = path.open("a", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
+        if required or error.errno not in WITHOUT_LOCKS:
             file.close()
             raise
         rank_zero_info(f"{path} cannot be locked: start nothing else that writes beside it")
@@ -60,7 +61,7 @@ def hold(path: Path, target: Path, doing: str, seconds: float = math.inf) -> Ite
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = lock(path, wait=False)
+            file = lock(path, wait=False, required=False)
             if is_at(file, path):
                 break
             file.close()
@@ -77,7 +78,8 @@ def hold(path: Path, target: Path, doing: str, seconds: float = math.inf) -> Ite
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if is_at(file, path):
+                path.unlink(missing_ok=True)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_UN)  # forked workers have the file open, too
 

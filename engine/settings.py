@@ -1,7 +1,6 @@
 """Configurations of runs, compared."""
 
 import copy
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,16 +30,23 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
     return {
         key: (old, new)
         for key, old, new in differences(before, now)
-        if key.startswith(("model.", "data.")) or key.removeprefix("trainer.") in TRAINING
+        if key.partition(".")[0] in ("model", "data") or key.removeprefix("trainer.") in TRAINING
     }
 
 
 def apply_changes(config: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with changed settings: dotted key → value."""
+    """Return a configuration with changed settings: dotted key → value.
+
+    Settings of a part that the configuration does not have are left out.
+    """
     result = copy.deepcopy(dict(config))
     for key, value in changed.items():
         *parents, last = key.split(".")
-        functools.reduce(dict.__getitem__, parents, result)[last] = value
+        part: Any = result
+        for parent in parents:
+            part = part.get(parent) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            part[last] = value
     return result
 
 
@@ -49,13 +55,14 @@ def differences(
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield the dotted key and both values of what differs in nested mappings.
 
-    Where one has a class and the other another value, such as None, the whole class is yielded.
+    Where the class differs, or only one of both is a class, the whole value is yielded.
     """
     for key in before:
         if key not in now:
             continue
         old, new = before[key], now[key]
-        if isinstance(old, Mapping) and isinstance(new, Mapping) and old and new:
+        both = isinstance(old, Mapping) and isinstance(new, Mapping) and old and new
+        if both and old.get("class_path") == new.get("class_path"):
             yield from differences(old, new, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key}", old, new

@@ -28,6 +28,9 @@ def test_changes_are_found_named_and_applied() -> None:
     assert find_changes(make_config(BEAM), make_config(wider)) == {
         f"{key}.init_args.width": (20, 30)
     }
+    greedy = make_config({"class_path": "networks.GreedySearch", "init_args": {"max_tokens": 9}})
+    assert find_changes(greedy, make_config(BEAM))[key][1] == BEAM
+    assert apply_changes(before, {f"{key}.init_args.width": 4}) == before  # it has no such part
     new = {key: value for key, (_, value) in changes.items()}
     assert describe_changes(new) == "decoding BeamSearch (width 20), width 4"
     assert apply_changes(before, new)["model"] == now["model"]
