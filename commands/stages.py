@@ -13,8 +13,9 @@ from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 
+from commands.fit_config import SaveFitConfig
 from commands.messages import only_warnings, quieten
-from commands.suite_cli import SaveFitConfig, SuiteCLI
+from commands.suite_cli import SuiteCLI
 from engine import (
     RunDirectory,
     end_workers,

@@ -64,7 +64,9 @@ def test_unreadable_clips_do_not_fill_a_batch(
     for i in (*range(6, 12), *range(25, 29)):  # 6 of 24 to train with, 4 of 8 to validate with
         (root / "wavs" / f"T-{i:03d}.wav").unlink()
     args = [*small, "--data.init_args.root", root, "--data.init_args.batch_size=4"]
-    run_cli("fit", *args, "--data.init_args.max_unreadable_clips=10", "--trainer.max_epochs=3")
+    more = ["--data.init_args.max_unreadable_clips=10", "--trainer.max_epochs=3"]
+    run = run_cli("fit", *args, *more)
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
 
 
 @pytest.mark.filterwarnings("ignore:skipped clip")
