@@ -179,7 +179,7 @@ def start(args: list[str], cli: type[SuiteCLI] = SuiteCLI) -> SuiteCLI:
         subclass_mode_data=True,
         save_config_callback=SaveFitConfig,
         seed_everything_default=42,
-        load_from_checkpoint_support=False,  # it does not know `LINKS` of some models only
+        load_from_checkpoint_support=False,  # it would ask each model for all `LINKS`
         trainer_defaults={
             "default_root_dir": "runs",
             "enable_model_summary": False,  # the run logs its number of parameters itself
