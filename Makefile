@@ -1,18 +1,19 @@
-# make install | demo | test | test-slow | lint | types | bench | docs: safe to repeat; nothing up to date is rebuilt.
+# make install | demo | test | test-slow | lint | types | bench | docs | constraints: safe to repeat; nothing up to date is rebuilt.
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALLED := .venv/.installed
 DEMO := --config configs/asr_transformer.yaml --config configs/demo/speech.yaml --experiment demo
 
-.PHONY: install demo test test-slow lint types bench docs clean
+.PHONY: install demo test test-slow lint types bench docs constraints clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo,dev,docs,export,media,report,serve,sweep]'
+	$(PIP) '.[demo,dev,docs,export,media,report,serve,sweep]'
 	@touch $@
 
 # Resumes an interrupted demo; a finished one is only tested again.
@@ -37,11 +38,18 @@ types: $(INSTALLED)
 
 # About 20 minutes on two cores; SPEECH=FOLDER takes a corpus in LJ Speech's layout instead of noise.
 bench: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	$(PIP) '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(SPEECH),--speech $(SPEECH))
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The newest versions that setup.cfg allows, for every Python and system: run the tests, then commit.
+constraints: $(INSTALLED)
+	$(PIP) uv
+	$(BIN)/uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --upgrade \
+		--no-annotate --custom-compile-command 'make constraints' --quiet --output-file constraints.txt
+	$(MAKE) install
 
 clean:
 	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
