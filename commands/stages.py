@@ -20,6 +20,7 @@ from engine import (
     RunDirectory,
     end_workers,
     leave_process_group,
+    observe_patiently,
     read_checkpoint,
 )
 from errors import UserError
@@ -33,6 +34,7 @@ def run(args: list[str]) -> None:
         SystemExit: with a non-zero status if the run is interrupted.
     """
     quieten()
+    observe_patiently()
     atexit.register(leave_process_group)
     atexit.register(end_workers)
     threads = torch.get_num_threads()

@@ -7,7 +7,7 @@ happened: `Reproducibility` makes every random choice a function of (seed, epoch
 
 from engine.checkpoint_io import DurableCheckpointIO
 from engine.checkpoints import RunCheckpoint
-from engine.distributed import gather, is_lost_peer, leave_process_group
+from engine.distributed import gather, is_lost_peer, leave_process_group, observe_patiently
 from engine.initialization import group_parameters, initialize_from
 from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
 from engine.locks import creation, hold, lock
@@ -60,6 +60,7 @@ __all__ = [
     "keep_freed_memory",
     "leave_process_group",
     "lock",
+    "observe_patiently",
     "outlive_signals",
     "read_checkpoint",
     "read_rows",

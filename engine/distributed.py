@@ -1,12 +1,34 @@
 """Communication between the processes of a run: exchange results, end together."""
 
 import gc
+import time
 from itertools import chain
 from typing import TypeVar
 
 import torch.distributed
+from lightning_fabric.strategies.launchers import subprocess_script
 
 Item = TypeVar("Item")
+
+GRACE_SECONDS = 20
+"""How long after a process has failed the others are killed."""
+
+
+class PatientObserver(subprocess_script._ChildProcessObserver):  # noqa: SLF001
+    """Lightning's thread in the first process that kills a run's processes after one has failed.
+
+    Here they have time to end by themselves: the first process mostly notices the lost connection,
+    and says what happened. Only processes that hang, as they may with NCCL, are killed.
+    """
+
+    def _terminate_all(self) -> None:
+        time.sleep(GRACE_SECONDS)
+        super()._terminate_all()
+
+
+def observe_patiently() -> None:
+    """Let Lightning start a `PatientObserver` with the next run of several processes."""
+    subprocess_script._ChildProcessObserver = PatientObserver  # type: ignore[misc] # noqa: SLF001
 
 
 def gather(items: list[Item]) -> list[Item]:

@@ -1,8 +1,9 @@
 """The engine's access to Lightning's training loop: its counters and how it restarts.
 
 Based on the source of pytorch-lightning 2.6.6 (loops/fit_loop.py, training_epoch_loop.py and
-evaluation_loop.py). Two other files use one private name each: ``LightningCLI._parser`` in
-commands/suite_cli.py, and ``WeightAveraging._device`` in callbacks/weight_average.py.
+evaluation_loop.py). Three other files use one private name each: ``LightningCLI._parser`` in
+commands/suite_cli.py, ``WeightAveraging._device`` in callbacks/weight_average.py, and
+``_ChildProcessObserver`` in engine/distributed.py.
 tests/engine/test_progress.py fails if one of these is missing:
 
 - ``_TrainingEpochLoop._batches_that_stepped``: the step that metrics are logged at.

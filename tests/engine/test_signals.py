@@ -34,8 +34,9 @@ class Started:
         args = [*args, f"--trainer.default_root_dir={folder / 'runs'}", "--experiment=run"]
         command = [sys.executable, "cli.py", *args]
         if before:
-            path = f"import sys; sys.path[0] = {str(ROOT)!r}"  # as `python cli.py` has it
-            command = [sys.executable, "-c", f"{path}\n{before}\nimport cli; cli.main({args})"]
+            # as `python cli.py` has them
+            names = f"import sys; sys.path[0] = {str(ROOT)!r}; sys.argv[0] = 'cli.py'"
+            command = [sys.executable, "-c", f"{names}\n{before}\nimport cli; cli.main()", *args]
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
                 command,
@@ -305,7 +306,17 @@ def test_an_error_in_one_of_two_processes_ends_both_with_one_line(
     tmp_path: Path, started: list[Started]
 ) -> None:
     fail = "--model.init_args.fail_rank=1"
-    fit = Started(["fit", *PLAIN, *TWO, "--model.init_args.fail_at=3", fail], tmp_path)
+    # The first process needs longer to report than Lightning to notice that the other has failed.
+    slow = (
+        "import time\n"
+        "from commands.suite_cli import SuiteCLI\n"
+        "from lightning_fabric.strategies.launchers import subprocess_script\n"
+        "subprocess_script._ChildProcessObserver.__init__.__defaults__ = (0.01,)\n"
+        "report = SuiteCLI._report\n"
+        "SuiteCLI._report = lambda cli, error: time.sleep(5) or report(cli, error)"
+    )
+    args = ["fit", *PLAIN, *TWO, "--model.init_args.fail_at=3", fail]
+    fit = Started(args, tmp_path, slow)
     started.append(fit)
     output = fit.end()
     assert fit.process.returncode == 1, output
