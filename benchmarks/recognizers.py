@@ -71,7 +71,7 @@ def transformers() -> tuple[dict[str, Callable[[], object]], str]:
 def conformers() -> tuple[dict[str, Callable[[], object]], str]:
     """Return our and torchaudio's Conformer blocks, and their sizes."""
     encoder = ConformerEncoder(
-        bands=80, hidden_size=144, layers=6, heads=4, mlp_size=432, kernel_size=15
+        bands=80, hidden_size=144, layers=6, heads=4, mlp_size=432, kernel_size=15, dropout=0.0
     )
     peer = Conformer(144, num_heads=4, ffn_dim=432, num_layers=6, depthwise_conv_kernel_size=15)
     x = torch.randn(BATCH, FRAMES // 4, 144)

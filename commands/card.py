@@ -86,8 +86,9 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
     scores = {key.removeprefix("test/"): value for key, value in found}
     clips = read_clips(run) if scores else []
     intervals = {
-        name: f"{low:.4f} – {high:.4f}"
-        for name, _, low, high in (estimate_rates(clips) if clips else ())
+        name: "{:.4f} – {:.4f}".format(*interval)
+        for name, _, interval in (estimate_rates(clips) if clips else ())
+        if interval
     }
     weights = sum(p.numel() for p in model.parameters())
     values = {

@@ -1,5 +1,6 @@
 """Scores of a recognizer's test, computed again from its transcripts, with intervals."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -86,9 +87,14 @@ def units(text: str, name: str) -> list[str]:
     return text.split() if name.startswith("wer") else list(text)
 
 
-def estimate_rates(clips: list[TestedClip]) -> list[tuple[str, float, float, float]]:
-    """Return each error rate with its 95 % bootstrap interval: name, rate, ends of the interval."""
-    rates = []
+def estimate_rates(
+    clips: list[TestedClip],
+) -> list[tuple[str, float, tuple[float, float] | None]]:
+    """Return each error rate with its 95 % bootstrap interval: name, rate, ends of the interval.
+
+    There is no interval where some samples of the clips have no unit in their references.
+    """
+    rates: list[tuple[str, float, tuple[float, float] | None]] = []
     for name, value in score(clips).items():
         pairs = [[units(text, name) for text in (c.reference, c.prediction)] for c in clips]
         interval = bootstrap_wer_ci(
@@ -97,7 +103,8 @@ def estimate_rates(clips: list[TestedClip]) -> list[tuple[str, float, float, flo
             replications=REPLICATIONS,
             seed=SEED,
         )
-        rates.append((name, value, max(interval["ci95min"], 0.0), interval["ci95max"]))
+        ends = max(interval["ci95min"], 0.0), interval["ci95max"]
+        rates.append((name, value, ends if all(map(math.isfinite, ends)) else None))
     return rates
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
@@ -88,8 +89,13 @@ def inspect_clip(
             f"header: cut it into clips of at most {LONGEST_CLIP // 60} minutes"
         )
     check_rate(clip.name, header.samplerate, sample_rate)
-    samples = -(-header.frames * sample_rate // header.samplerate)  # rounded up, as resample does
+    samples = count_samples(header.frames, header.samplerate, sample_rate)
     return Clip(id, path, source, samples, text)
+
+
+def count_samples(frames: int, rate: int, sample_rate: int) -> int:
+    """Return how many samples a recording has after resampling, rounded up."""
+    return -(-frames * sample_rate // rate)
 
 
 def check_rate(name: str, rate: int, sample_rate: int) -> None:
@@ -168,7 +174,8 @@ def read_clip(clip: Clip, sample_rate: int, channel: int | None = None) -> Tenso
         channel: number of the channel, from 0; None takes the mean of all.
 
     Raises:
-        UserError: if the file cannot be read, or its length differs from its header's.
+        UserError: if the file cannot be read, its length differs from its header's, or a sample is
+            not finite.
     """
     try:
         with soundfile.SoundFile(str(clip.path)) as file:
@@ -176,12 +183,18 @@ def read_clip(clip: Clip, sample_rate: int, channel: int | None = None) -> Tenso
             parts = [mix_down(part, channel) for part in read_parts(file)]
     except soundfile.SoundFileError as error:
         raise UserError(f"{clip.name} cannot be read ({error})") from error
-    waveform = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *parts]))
-    if rate != sample_rate:
-        waveform = resample(waveform, rate, sample_rate)
-    if len(waveform) != clip.samples:
+    recording = np.concatenate([np.zeros(0, np.float32), *parts])
+    samples = count_samples(len(recording), rate, sample_rate)
+    if samples != clip.samples:
         raise UserError(
-            f"{clip.name} has {len(waveform)} samples where {clip.samples} were expected: it is "
+            f"{clip.name} has {samples} samples where {clip.samples} were expected: it is "
             "damaged, or was changed during the run"
         )
+    if not np.isfinite(recording).all():
+        raise UserError(f"{clip.name} has samples that are not finite: it is damaged")
+    waveform = torch.from_numpy(recording)
+    if rate != sample_rate:
+        # resample computes the length in float32 and so can lose the last sample.
+        waveform = resample(waveform, rate, sample_rate)
+        waveform = F.pad(waveform, (0, samples - len(waveform)))
     return waveform

@@ -127,6 +127,8 @@ def cut_by_length(
 ) -> list[int]:
     """Return the sizes of batches that each process can pad to at most ``max_batch_length``.
 
+    Where a batch has one clip per process, some get one more if too few are left for another batch.
+
     Args:
         lengths: lengths of the clips, the longest first.
         batch_size: maximum number of clips per batch and process.
@@ -143,8 +145,8 @@ def cut_by_length(
         longest = max(lengths[len(lengths) - left], 1)  # 0 if the clip cannot be read
         each = max(1, min(batch_size, int(max_batch_length // longest)))
         size = min(each * world_size, left)
-        if 0 < left - size < world_size:  # too few for another batch, so one process gets more
-            size = left
+        if 0 < left - size < world_size:  # too few for another batch: leave more
+            size = left - world_size if each > 1 else left
         sizes.append(size)
         left -= size
     return sizes

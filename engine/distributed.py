@@ -1,6 +1,8 @@
 """Communication between the processes of a run: exchange results, end together."""
 
 import gc
+import os
+import signal
 import time
 from itertools import chain
 from typing import TypeVar
@@ -12,16 +14,23 @@ Item = TypeVar("Item")
 
 GRACE_SECONDS = 20
 """How long after a process has failed the others are killed."""
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class PatientObserver(subprocess_script._ChildProcessObserver):  # noqa: SLF001
     """Lightning's thread in the first process that kills a run's processes after one has failed.
 
     Here they have time to end by themselves: the first process mostly notices the lost connection,
-    and says what happened. Only processes that hang, as they may with NCCL, are killed.
+    and says what happened. Only processes that hang, as they may with NCCL, are killed. After a
+    Ctrl-C, which all of them receive, there is nothing to say.
     """
 
     def _terminate_all(self) -> None:
+        if INTERRUPTED in [process.returncode for process in self._child_processes]:
+            time.sleep(1)
+            for process in self._child_processes:
+                process.kill()
+            os._exit(INTERRUPTED)
         time.sleep(GRACE_SECONDS)
         super()._terminate_all()
 

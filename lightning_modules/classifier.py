@@ -3,18 +3,15 @@
 from abc import ABC, abstractmethod
 
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassAUROC,
-    MulticlassCalibrationError,
-    MulticlassRecall,
-)
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from datamodules.image_dataset import ImageBatch
 from engine import TrainingModule
 from engine.training import Losses
+from metrics import ClassRecalls, MacroAUROC, MacroRecall
 
 
 class Classifier(TrainingModule, ABC):
@@ -39,20 +36,26 @@ class Classifier(TrainingModule, ABC):
         scores = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(classes, average="micro"),
-                "recall": MulticlassRecall(classes, average="macro"),
-                "auc": MulticlassAUROC(classes, average="macro"),
+                "recall": MacroRecall(classes),
+                "auc": MacroAUROC(classes),
             },
             compute_groups=False,
         )
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        # By default, a MeanMetric leaves out a batch whose loss is NaN.
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy="disable")
         self.val_scores, self.test_scores = scores.clone("val/"), scores.clone("test/")
         ece = MulticlassCalibrationError(classes, n_bins=15, norm="l1")
         self.test_scores.add_metrics({"ece": ece})
-        self.test_recalls = MulticlassRecall(classes, average="none")
+        self.test_recalls = ClassRecalls(classes)
 
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
-        """Return the logits (batch, classes) of images (batch, channels, height, width)."""
+        """Return the logits (batch, classes) of images (batch, channels, height, width).
+
+        They are float32, or float64 where the scores are too large for float32's softmax: equal
+        probabilities have no rank for the AUC.
+        """
 
     def validation_step(self, batch: ImageBatch) -> dict[str, Tensor]:
         """Score one batch; return its ``logits``."""
@@ -66,12 +69,12 @@ class Classifier(TrainingModule, ABC):
 
     def predict_step(self, batch: ImageBatch) -> Tensor:
         """Return the probabilities (batch, classes)."""
-        return self.logits(batch.images).float().softmax(-1)
+        return self.logits(batch.images).softmax(-1).float()
 
     def _score(
         self, batch: ImageBatch, loss: MeanMetric, scores: MetricCollection
     ) -> dict[str, Tensor]:
-        logits = self.logits(batch.images).float()
+        logits = self.logits(batch.images)
         loss.update(F.cross_entropy(logits, batch.labels), len(batch.labels))
         scores.update(logits.softmax(-1), batch.labels)
         self.log(f"{scores.prefix}loss", loss)
@@ -80,10 +83,13 @@ class Classifier(TrainingModule, ABC):
         return {"logits": logits}
 
     def on_test_epoch_end(self) -> None:
-        """Log each class's recall."""
+        """Log each class's recall; name the classes that no image has."""
         # Lightning logs a metric object only if it has a single value.
-        pairs = zip(self.class_names, self.test_recalls.compute(), strict=True)
-        self.log_dict({f"test/recall/{name}": recall for name, recall in pairs})
+        recalls = dict(zip(self.class_names, self.test_recalls.compute(), strict=True))
+        absent = [name for name, recall in recalls.items() if recall.isnan()]
+        if absent:
+            rank_zero_warn(f"no test image is of class {', '.join(absent)}: the means leave it out")
+        self.log_dict({f"test/recall/{k}": v for k, v in recalls.items() if k not in absent})
         self.test_recalls.reset()
 
 
@@ -114,7 +120,9 @@ class ImageClassifier(Classifier):
 
     def logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
-        return (logits + self.network(images.flip(-1))) / 2 if self.mirror else logits
+        if self.mirror:
+            logits = (logits + self.network(images.flip(-1))) / 2
+        return logits.float()
 
     def training_losses(self, batch: ImageBatch) -> tuple[Losses, int]:
         """Return the cross-entropy of one step's batch."""

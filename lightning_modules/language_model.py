@@ -34,8 +34,9 @@ class LanguageModel(TrainingModule):
         super().__init__()
         self.network = network
         self.vocabulary = vocabulary
-        self.val_loss = MeanMetric()
-        self.test_loss = MeanMetric()
+        # By default, a MeanMetric leaves out a batch whose loss is NaN.
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy="disable")
 
     def training_losses(self, batch: TextBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Return the mean loss over tokens."""

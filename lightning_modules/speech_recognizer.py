@@ -86,8 +86,10 @@ class SpeechRecognizer(TrainingModule):
         self._scored_words: list[tuple[float, bool]] = []
         self.decoding = decoding or GreedySearch()
         self.test_decoding = test_decoding or self.decoding
+        names = ("loss", "nll", "ctc") if ctc_weight else ("loss", "nll")
         losses = MetricCollection(
-            {name: MeanMetric() for name in ("loss", "nll") + (("ctc",) if ctc_weight else ())},
+            # By default, a MeanMetric leaves out a batch whose loss is NaN.
+            {name: MeanMetric(nan_strategy="disable") for name in names},
             # Each metric is updated with its own value.
             compute_groups=False,
         )

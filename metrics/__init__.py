@@ -1,5 +1,6 @@
-"""Metrics of transcripts, as torchmetrics subclasses."""
+"""Metrics of transcripts and of classes, as torchmetrics subclasses."""
 
+from metrics.classification import ClassRecalls, MacroAUROC, MacroRecall
 from metrics.text import (
     CharErrorRate,
     CosineSimilarity,
@@ -11,9 +12,12 @@ from metrics.text import (
 
 __all__ = [
     "CharErrorRate",
+    "ClassRecalls",
     "CosineSimilarity",
     "DamerauLevenshteinSimilarity",
     "JaccardSimilarity",
+    "MacroAUROC",
+    "MacroRecall",
     "WordErrorRate",
     "normalize_transcript",
 ]

@@ -1,6 +1,7 @@
 """Metrics of predicted and reference transcripts: torchmetrics around rapidfuzz."""
 
 import math
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +15,18 @@ from torchmetrics import Metric
 def normalize_transcript(text: str) -> str:
     """Return a transcript in lower case with only letters, digits, apostrophes and single spaces.
 
-    Published error rates are usually of such texts.
+    Published error rates are usually of such texts. Marks belong to their letters: accents that are
+    characters of their own, the vowel signs of Hindi.
     """
-    text = text.lower().replace("’", "'")
-    return " ".join("".join(c if c.isalnum() or c == "'" else " " for c in text).split())
+    text = text.lower().replace("i\u0307", "i").replace("’", "'")  # Python's lower case of İ is i̇
+    text = unicodedata.normalize("NFC", text)
+    return " ".join("".join(c if is_of_word(c) else " " for c in text).split())
+
+
+def is_of_word(character: str) -> bool:
+    """Return whether a character is a letter, a digit, a mark of a letter or an apostrophe."""
+    is_mark = unicodedata.category(character).startswith("M")
+    return character.isalnum() or is_mark or character == "'"
 
 
 class _PairwiseMetric(Metric, ABC):

@@ -87,7 +87,9 @@ class MaclaurinAttention(AttentionKernel):
         """Scale long vectors down: after the scaling by D^−¼ their norm is at most √max_logit."""
         if self.max_logit is None:
             return x
-        bound = math.sqrt(self.max_logit) * x.shape[-1] ** 0.25
+        # Rounded to x's type, they still are: with an even number of terms, weights stay positive.
+        rounding = 1 - torch.finfo(x.dtype).eps
+        bound = rounding * math.sqrt(self.max_logit) * x.shape[-1] ** 0.25
         dtype = torch.promote_types(x.dtype, torch.float32)
         norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
         return x * (bound / norms.clamp(min=bound)).to(x.dtype)

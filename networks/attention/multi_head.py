@@ -106,7 +106,7 @@ def rotate(x: Tensor) -> Tensor:
 
     The product of a rotated query and a rotated key depends on their distance only ("rotary
     position embedding", Su et al. 2021, section 3.4). The wavelengths of the pairs are a geometric
-    progression from 2π to 10,000 · 2π positions.
+    progression from 2π to almost 10,000 · 2π positions (10,000^(1 − 2/D) · 2π for head size D).
 
     Args:
         x: queries or keys (batch, heads, length, head size).

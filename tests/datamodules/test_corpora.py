@@ -1,6 +1,7 @@
 """Corpora of any layout, audio format and spelling; several as one; augmentation."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import soundfile
 import torch
 
 from datamodules import ClipAugment, LJSpeechDataModule, ManifestDataModule, MultiCorpusDataModule
+from datamodules.clips import inspect_clip, read_clip
 from datamodules.ljspeech import read_metadata
 from errors import UserError
 from tests.conftest import SAMPLE_RATE, speak_tones
@@ -146,6 +148,30 @@ def test_every_format_of_libsndfile_is_read(suffix: str, own_tones: Path) -> Non
     length = min(batch.waveforms.shape[1], len(expected))
     found, meant = (torch.fft.rfft(x[:length]).abs() for x in (batch.waveforms[0], expected))
     assert torch.cosine_similarity(found, meant, dim=0) > 0.9
+
+
+@pytest.mark.parametrize(("rate", "frames"), [(16_000, 80_201), (48_000, 240_283)])
+def test_a_resampled_clip_has_the_length_that_its_header_promises(
+    rate: int, frames: int, tmp_path: Path
+) -> None:
+    """torchaudio computes these lengths in float32, and is one sample short."""
+    path = tmp_path / "long.wav"
+    tone = np.sin(2 * np.pi * 100 * np.arange(frames) / rate).astype(np.float32)
+    soundfile.write(path, tone, rate, subtype="FLOAT")
+    clip = inspect_clip("long", path, SAMPLE_RATE)
+    waveform = read_clip(clip, SAMPLE_RATE)
+    assert len(waveform) == clip.samples == math.ceil(frames * SAMPLE_RATE / rate)
+    expected = torch.sin(2 * torch.pi * 100 * torch.arange(clip.samples - 100) / SAMPLE_RATE)
+    assert (waveform[100:-100] - expected[100:]).abs().max() < 1e-2
+
+
+def test_a_clip_with_a_sample_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    tone = speak_tones("abc")
+    tone[1000] = np.nan
+    soundfile.write(tmp_path / "damaged.wav", tone, SAMPLE_RATE, subtype="FLOAT")
+    clip = inspect_clip("damaged", tmp_path / "damaged.wav", SAMPLE_RATE)
+    with pytest.raises(UserError, match=r"damaged\.wav has samples that are not finite"):
+        read_clip(clip, SAMPLE_RATE)
 
 
 def test_channels_are_mixed_down_or_chosen(own_tones: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from datamodules.sampling import LengthBucketBatchSampler, ShuffledBatchSampler
+from datamodules.sampling import LengthBucketBatchSampler, ShuffledBatchSampler, cut_by_length
 from errors import UserError
 from tests.conftest import REAL_DATA
 
@@ -37,7 +37,8 @@ def test_each_clip_comes_once_an_epoch_over_all_processes(
     for epoch in range(3):
         processes = epochs_of(lengths, batch_size, epoch, world_size, shuffle)
         assert len({len(batches) for batches in processes}) == 1  # nobody waits for ever
-        assert all(1 <= len(b) <= max(batch_size, 2) for batches in processes for b in batches)
+        most = 2 if batch_size == 1 else batch_size
+        assert all(1 <= len(b) <= most for batches in processes for b in batches)
         seen = [i for batches in processes for b in batches for i in b]
         assert sorted(seen) == list(range(clips))
 
@@ -85,6 +86,20 @@ def test_padding_is_small_at_the_corpus_size_of_lj_speech() -> None:
     sampler = LengthBucketBatchSampler([len(row[-1]) for row in rows[:9825]], 64, shuffle=True)
     assert len(sampler) == 154
     assert sampler.padding() < 0.06
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_every_process_keeps_both_limits(world_size: int) -> None:
+    random = np.random.default_rng(0)
+    for clips in range(world_size, 100):
+        longest_first = -np.sort(-random.integers(20, 200, clips))
+        sizes = cut_by_length(longest_first, 3, 500, world_size)
+        assert sum(sizes) == clips
+        assert min(sizes) >= world_size
+        for first, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
+            most = -(-size // world_size)
+            assert most <= 3
+            assert most * longest_first[first] <= 500
 
 
 @pytest.mark.parametrize("shuffle", [False, True], ids=["ordered", "shuffled"])

@@ -313,12 +313,12 @@ def test_an_error_in_one_of_two_processes_ends_both_with_one_line(
         "from lightning_fabric.strategies.launchers import subprocess_script\n"
         "subprocess_script._ChildProcessObserver.__init__.__defaults__ = (0.01,)\n"
         "report = SuiteCLI._report\n"
-        "SuiteCLI._report = lambda cli, error: time.sleep(5) or report(cli, error)"
+        "SuiteCLI._report = lambda cli, error: time.sleep(2) or report(cli, error)"
     )
     args = ["fit", *PLAIN, *TWO, "--model.init_args.fail_at=3", fail]
     fit = Started(args, tmp_path, slow)
     started.append(fit)
-    output = fit.end()
+    output = fit.end(180)
     assert fit.process.returncode == 1, output
     assert "RuntimeError: the user's own error" in output
     assert re.search(r"^error: another process of this run has ended", output, re.MULTILINE)

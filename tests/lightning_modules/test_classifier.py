@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from sklearn.metrics import recall_score
+from sklearn.metrics import recall_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
+from datamodules.image_dataset import ImageBatch
 from errors import UserError
-from lightning_modules import ScratchClassifier
+from lightning_modules import ImageClassifier, ScratchClassifier
 from networks.scratch import LogisticRegression
 from tests.conftest import CONFIGS
 
@@ -64,6 +66,52 @@ def test_test_scores_equal_medmnists_evaluator(
     ]
     # The file's probabilities have six digits: one may fall into the next bin.
     assert scores["test/ece"] == pytest.approx(sum(gaps), abs=2e-3)
+
+
+def test_a_loss_that_is_no_number_is_not_left_out() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    model = ImageClassifier(network, ["a", "b"])
+    model.log = MagicMock()  # type: ignore[method-assign]
+    images, labels = torch.randn(16, 1, 2, 2), torch.arange(16) % 2
+    images[3] = torch.nan
+    for part in torch.arange(16).split(8):
+        model.validation_step(ImageBatch(part, images[part], labels[part], (8,)))
+    assert model.val_loss.compute().isnan()
+
+
+def test_classes_without_an_image_are_left_out_of_the_means(
+    retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    arrays = dict(np.load(retinas))
+    keep = arrays["test_labels"][:, 0] != 3
+    for name in ("test_images", "test_labels"):
+        arrays[name] = arrays[name][keep]
+    np.savez(tmp_path / "three.npz", **arrays)
+    run_cli("fit", *arguments("mlp", retinas), "--trainer.max_epochs=1")
+    args = arguments("mlp", tmp_path / "three.npz")
+    with pytest.warns(UserWarning, match="no test image is of class normal"):
+        run_cli("test", *args)
+    run = run_cli("predict", *args)
+    scores = yaml.safe_load((run / "test_metrics.json").read_text())["metrics"]
+    probabilities, labels = predicted(run), arrays["test_labels"][:, 0]
+    areas = [roc_auc_score(labels == label, probabilities[:, label]) for label in range(3)]
+    assert scores["test/auc"] == pytest.approx(np.mean(areas), abs=1e-4)
+    recalls = recall_score(labels, probabilities.argmax(1), average=None, labels=[0, 1, 2])
+    assert scores["test/recall"] == pytest.approx(recalls.mean(), abs=1e-6)
+    assert "test/recall/normal" not in scores
+
+
+def test_scores_too_large_for_float32s_softmax_are_ranked() -> None:
+    """Every probability of the second class is 1 in float32, and the AUC would be .5."""
+    model = ScratchClassifier(LogisticRegression(1, 2), ["a", "b"])
+    scores = torch.zeros(40, 2, dtype=torch.float64)
+    scores[:, 1] = 17 + torch.arange(40) / 10
+    model.logits = lambda images: scores  # type: ignore[method-assign]
+    model.log = MagicMock()  # type: ignore[method-assign]
+    indices = torch.arange(40)
+    batch = ImageBatch(indices, torch.zeros(40, 1, 1, 1), (indices >= 20).long(), (40,))
+    model.validation_step(batch)
+    assert model.val_scores.compute()["val/auc"] == 1
 
 
 def test_the_scratch_network_is_in_its_checkpoint(

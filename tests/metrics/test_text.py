@@ -12,6 +12,7 @@ from metrics import (
     DamerauLevenshteinSimilarity,
     JaccardSimilarity,
     WordErrorRate,
+    normalize_transcript,
 )
 
 SIMILARITIES = [
@@ -97,6 +98,15 @@ def test_lists_of_different_length_and_single_strings_are_rejected(metric: type[
         metric().update(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="lists of strings"):
         metric().update("abc", "abc")
+
+
+def test_normalized_transcripts_keep_the_marks_of_letters() -> None:
+    assert normalize_transcript("“It’s—Ok,” 2 she…") == "it's ok 2 she"
+    assert (
+        normalize_transcript("nai\u0308ve!") == normalize_transcript("na\u00efve") == "na\u00efve"
+    )
+    assert normalize_transcript("की, का") == "की का"
+    assert normalize_transcript("İstanbul") == "istanbul"
 
 
 def test_an_error_rate_is_a_ratio_of_totals_not_a_mean_over_pairs() -> None:

@@ -281,6 +281,20 @@ def test_section_6_bounded_logits_keep_the_distance_to_softmax(
     assert (kernel._bound(small) == small).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("terms", "max_logit"), [(2, 0.999), (4, 1.59)])
+def test_section_6_weights_of_even_terms_are_positive_in_half_precision(
+    terms: int, max_logit: float, dtype: torch.dtype
+) -> None:
+    """Opposite vectors have the smallest logits that the bound allows."""
+    kernel = MaclaurinAttention(terms, max_logit)
+    for size in (5, 8, 36, 64, 100):
+        q = (3 * torch.randn(4000, size)).to(dtype)
+        logits = -kernel._bound(q).double().square().sum(-1) / math.sqrt(size)
+        assert logits.min() >= -max_logit * (1 + 1e-6)
+        assert (truncated_exp(logits, terms) > 0).all()
+
+
 def test_more_terms_come_closer_to_softmax() -> None:
     q, k, v = inputs(20, 20)
     exact = F.scaled_dot_product_attention(q, k, v, is_causal=True)
