@@ -27,6 +27,8 @@ class SaveFitConfig(SaveConfigCallback):
                 if before.get("seed_everything") is not False:
                     config.seed_everything = next(callback.seed for callback in engine)
                 config.init_from = before.get("init_from", config.init_from)
-            self.parser.save(config, run.config, skip_unset=False, overwrite=True, multifile=False)
+            part = run.path / "config.yaml.part"
+            self.parser.save(config, part, skip_unset=False, overwrite=True, multifile=False)
+            part.replace(run.config)
             for key, (old, new) in find_changes(before, run.read_config()).items():
                 rank_zero_info(f"{key} was {old} and is {new} now")

@@ -41,9 +41,10 @@ def run(args: list[str]) -> None:
     try:
         start(args)
     except OSError as error:
-        if error.errno not in UNWRITABLE or error.filename is None:
+        if error.errno not in UNWRITABLE or (error.filename is None and error.errno not in FULL):
             raise
-        raise UserError(f"{error.filename} cannot be written ({error.strerror})") from error
+        name = error.filename or "a file of the run"  # an open file's name is not known
+        raise UserError(f"{name} cannot be written ({error.strerror})") from error
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
@@ -55,7 +56,8 @@ def run(args: list[str]) -> None:
         torch.set_num_threads(threads)
 
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL)
 """Errors of the system that users can mend."""
 
 

@@ -157,6 +157,7 @@ class SuiteCLI(LightningCLI):
         except UserError as error:
             hint = "the run is named by --experiment, the checkpoint by --ckpt_path"
             raise UserError(f"{error} ({hint})") from error
+        self._check_configs()
         home = self.run.checkpoints.absolute()
         self.is_resumed = self.checkpoint is not None and self.checkpoint.absolute().parent == home
         if self.subcommand == "fit" and not self.is_resumed:
@@ -173,6 +174,27 @@ class SuiteCLI(LightningCLI):
                 raise UserError(
                     f"{self.checkpoint} has weights only and cannot be resumed: start a run from "
                     "them with --init_from"
+                )
+
+    def _check_configs(self) -> None:
+        """Check that the run's ``config.yaml`` can be read, and that a given one is not of another.
+
+        Raises:
+            UserError: if not; before anything is trained or scored.
+        """
+        if self.run.config.is_file():
+            self.run.read_config()
+        config = self.config[self.subcommand]
+        for given in as_list(config.config):
+            other = RunDirectory(Path(given.relative).parent)
+            if other.config.name != Path(given.relative).name or not other.holds_run():
+                continue
+            is_moved = other.path.resolve() != self.run.path.resolve()
+            if is_moved and other.read_config().get("experiment") == config.experiment:
+                raise UserError(
+                    f"{other.config} was moved or copied and still names {self.run.path}: add "
+                    f"--trainer.default_root_dir={other.path.parent} "
+                    f"--experiment={other.path.name}, or another name for another run"
                 )
 
     def instantiate_classes(self) -> None:

@@ -64,6 +64,14 @@ def run_sweep(config: Path, others: Sequence[str], storage: str | None) -> None:
         sweep.report(turn)
 
 
+def is_tested(run: RunDirectory) -> bool:
+    """Return whether a run has the scores of a test."""
+    try:
+        return run.read_scores() is not None
+    except UserError:  # they are damaged
+        return False
+
+
 def as_argument(value: Any) -> str:
     """Return a value of a YAML as the command line writes it: ``null`` for None."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -294,7 +302,7 @@ class Sweep:
         if trials[0].state != done:
             raise UserError(f"every trial of {self.folder.name} failed: {errors[trials[0].number]}")
         winner = self.run(trials[0])
-        if not winner.test_metrics.exists():
+        if not is_tested(winner):
             make_console().print(f"testing the winner by validation, {winner.path}")
             command = self.command("test", trials[0])
             if subprocess.call(command, stdout=subprocess.DEVNULL, pass_fds=[turn.fileno()]):

@@ -213,7 +213,7 @@ class RunCheckpoint(ModelCheckpoint):
             )
         for logger in trainer.loggers:  # a run resumed from here does not log these rows again
             logger.save()
-        describe_between_batches(checkpoint, validation_cut_off=self._validation_cut_off)
+        describe_between_batches(trainer, checkpoint, validation_cut_off=self._validation_cut_off)
 
     def _describe_last(self) -> str:
         if not self._has_last:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -100,9 +101,13 @@ class OptimizerSettings(Callback):
         saved, self._before = self._before, {}
         if not saved:
             return
+        # StochasticWeightAveraging has taken the schedule away, and brings its own.
+        has_swa = any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
         for name in saved | self._now:
             old, new = saved.get(name, {}), self._now.get(name, {})
             kind, number = name.split()
+            if kind == "schedule" and has_swa:
+                continue
             for key in old | new:
                 if old.get(key) == new.get(key):
                     continue

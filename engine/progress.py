@@ -20,9 +20,16 @@ def accumulates_gradients(trainer: Trainer) -> bool:
     """Return whether there are gradients that no optimizer step has used yet."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     done = progress.current.completed
+    return done % trainer.accumulate_grad_batches != 0 and not is_batch_done(trainer)
+
+
+def is_batch_done(trainer: Trainer) -> bool:
+    """Return whether the latest batch ended with a step, though its last hooks may still run."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    current: Any = progress.current
     # Lightning steps after an epoch's last batch, however many it has accumulated.
-    is_epoch_done = progress.current.ready == done and progress.is_last_batch
-    return done % trainer.accumulate_grad_batches != 0 and not is_epoch_done
+    steps = current.ready % trainer.accumulate_grad_batches == 0 or progress.is_last_batch
+    return bool(steps and current.processed == current.ready)
 
 
 def set_logged_step(trainer: Trainer, step: int) -> None:
@@ -39,20 +46,29 @@ def finish_restart(trainer: Trainer) -> None:
     trainer.fit_loop._restarting = False  # noqa: SLF001
 
 
-def describe_between_batches(checkpoint: dict[str, Any], *, validation_cut_off: bool) -> None:
+def describe_between_batches(
+    trainer: Trainer, checkpoint: dict[str, Any], *, validation_cut_off: bool
+) -> None:
     """Set a checkpoint's counters to the state between two batches.
 
     Lightning counts a batch as ready once it is fetched. A run resumed from here starts that batch
-    again, or the validation that was cut off, from its beginning.
+    again, or the validation that was cut off, from its beginning. A checkpoint that a callback
+    writes at the end of a batch is of the state after it, and before a validation that may be due.
 
     Args:
+        trainer: trainer that saves it.
         checkpoint: checkpoint that is about to be saved.
         validation_cut_off: whether the validation after the last batch still has to run.
     """
     loops = checkpoint["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]
-    if batches["current"]["ready"] != batches["current"]["completed"]:
-        for counts in (batches["total"], batches["current"]):
+    current = batches["current"]
+    if is_batch_done(trainer) and current["ready"] != current["completed"]:
+        for counts in (batches["total"], current):
+            counts["completed"] = counts["processed"]
+        validation_cut_off = True
+    elif current["ready"] != current["completed"]:
+        for counts in (batches["total"], current):
             counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
         batches["is_last_batch"] = False
     if validation_cut_off:

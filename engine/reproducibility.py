@@ -1,18 +1,25 @@
 """Exact resume: same random numbers, batches and statistics as without the interruption."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import (
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from engine.loader import Moment, ReproducibleLoader, seed_generators
-from engine.progress import finish_restart, set_logged_step
+from engine.progress import accumulates_gradients, finish_restart, set_logged_step
 from engine.training import TrainingModule
 from errors import UserError
+
+Kind = TypeVar("Kind", bound=Callback)
 
 KEY = "reproducibility"
 """Key of the run's identity in a checkpoint."""
@@ -46,16 +53,28 @@ class Reproducibility(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the settings that a resumed run must share with this one."""
-        checkpoint[KEY] = self._identity
+        checkpoint[KEY] = {**self._identity, "accumulates": accumulates_gradients(trainer)}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep these settings until the loader is known; restore the seed."""
+        """Keep these settings until the loader is known; restore the seed.
+
+        Raises:
+            UserError: if only the average of the trained weights would be loaded.
+        """
         if trainer.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint.get(KEY, {})
             if not self._resumed:
                 rank_zero_info("Not exact: an earlier version of this suite wrote the checkpoint")
+            if self._resumed.get("accumulates"):
+                rank_zero_info("Not exact: gradients were being accumulated, and are lost")
+            averages = find_callbacks(trainer, WeightAveraging)
+            if "current_model_state" in checkpoint and not averages:
+                raise UserError(
+                    "the run was trained with averaged weights: resume it with the callback that "
+                    "averaged them in trainer.callbacks, such as callbacks.ExponentialWeightAverage"
+                )
             seed = self._resumed.get("seed", self.seed)
             if seed != self.seed:
                 rank_zero_info(f"Resuming with the run's own seed {seed} instead of {self.seed}")
@@ -68,6 +87,10 @@ class Reproducibility(Callback):
             UserError: if the resumed run would not see the same batches as the original run.
         """
         self._connect(trainer)
+        for scheduler in find_callbacks(trainer, GradientAccumulationScheduler):
+            # It acts at the start of an epoch only, which a run resumed within an epoch has not.
+            batches = scheduler.get_accumulate_grad_batches(trainer.current_epoch)
+            trainer.accumulate_grad_batches = batches
         self._identity = {
             "seed": self.seed,
             "processes": trainer.world_size,
@@ -84,7 +107,7 @@ class Reproducibility(Callback):
                 if self._resumed.get("device", device) != device:
                     rank_zero_info("Not exact: another kind of device draws other random numbers")
                 check_identity(self._resumed, self._identity, trainer.fit_loop.restarting)
-        self._say_what_is_not_exact(pl_module, trainer.train_dataloader)
+        self._say_what_is_not_exact(trainer, pl_module)
         self._statistics = [(value, value.clone()) for _, value in running_statistics(pl_module)]
 
     def _connect(self, trainer: Trainer) -> None:
@@ -97,8 +120,8 @@ class Reproducibility(Callback):
             moment = Moment(self.seed, trainer.current_epoch, 0, trainer.global_rank)
             seed_generators(moment, "epoch")
 
-    def _say_what_is_not_exact(self, pl_module: LightningModule, loader: Any) -> None:
-        reasons = []
+    def _say_what_is_not_exact(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reasons, loader = [], trainer.train_dataloader
         if self._loader is None:
             kind = type(loader).__name__
             reasons.append(f"shuffles anew ({kind} is not an engine loader)")
@@ -107,6 +130,11 @@ class Reproducibility(Callback):
             reasons.append(f"logs means of its later batches ({kind} is no TrainingModule)")
         if reasons:
             rank_zero_info(f"Not exact: an epoch that is resumed {' and '.join(reasons)}")
+        if find_callbacks(trainer, StochasticWeightAveraging):
+            rank_zero_info(
+                "Not exact: a resumed run with StochasticWeightAveraging has another schedule "
+                "(callbacks.ExponentialWeightAverage averages weights and resumes exactly)"
+            )
 
     # ------------------------------------------------------------------ random numbers
 
@@ -149,6 +177,11 @@ class Reproducibility(Callback):
         """Roll the running statistics back to the last finished batch, for the checkpoint."""
         for value, before in self._statistics:
             value.copy_(before)
+
+
+def find_callbacks(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+    """Return the trainer's callbacks of a class."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
 
 def check_identity(resumed: dict[str, Any], now: dict[str, Any], within_epoch: bool) -> None:

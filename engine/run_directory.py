@@ -14,6 +14,8 @@ from engine.locks import hold
 from errors import UserError
 
 LOCK = ".lock"
+LONGEST_NAME = 255
+"""Maximum number of bytes in the name of a file or folder on Linux and macOS."""
 GRACE_SECONDS = 10.0
 """How long a fit waits for another one of the same run: the workers of one that was killed need
 some seconds to notice."""
@@ -72,22 +74,40 @@ class RunDirectory:
         return self.path / "test_metrics.json"
 
     def read_config(self) -> dict[str, Any]:
-        """Return the configuration that fit ran with."""
-        config: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        """Return the configuration that fit ran with.
+
+        Raises:
+            UserError: if the file is damaged.
+        """
+        try:
+            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            config = None
+        if not isinstance(config, dict):
+            raise UserError(f"{self.config} is damaged: delete it, and give the configs again")
         return config
 
     def write_scores(self, scores: Scores) -> None:
         """Write ``test_metrics.json``."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(scores), indent=2)
-        self.test_metrics.write_text(f"{text}\n", encoding="utf-8")
+        part = self.path / "test_metrics.json.part"
+        part.write_text(f"{text}\n", encoding="utf-8")
+        part.replace(self.test_metrics)
 
     def read_scores(self) -> Scores | None:
-        """Return the scores of the latest test; None if there was none."""
+        """Return the scores of the latest test; None if there was none.
+
+        Raises:
+            UserError: if the file is damaged.
+        """
         if not self.test_metrics.is_file():
             return None
-        record = json.loads(self.test_metrics.read_text(encoding="utf-8"))
-        return Scores(**{"step": -1, **record})  # version 0.1.0 did not write the step
+        try:
+            record = json.loads(self.test_metrics.read_text(encoding="utf-8"))
+            return Scores(**{"step": -1, **record})  # version 0.1.0 did not write the step
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.test_metrics} is damaged: test the run again") from error
 
     def holds_run(self) -> bool:
         """Return whether anything was trained here."""
@@ -140,8 +160,11 @@ def check_name(experiment: str) -> None:
     """Check the name of a run.
 
     Raises:
-        UserError: if it is empty, or ``config.yaml`` would name a number, such as 1e-3.
+        UserError: if it is empty or too long for a folder, or ``config.yaml`` would name a number,
+            such as 1e-3.
     """
+    if len(Path(experiment).name.encode()) > LONGEST_NAME:
+        raise UserError(f"--experiment {experiment[:20]}… is too long for the name of a folder")
     if not experiment.strip():
         raise UserError("--experiment is empty: give the run a name")
     with suppress(ValueError):

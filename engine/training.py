@@ -13,6 +13,7 @@ from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from engine.distributed import gather
+from engine.progress import is_batch_done
 from errors import UserError
 
 Losses = Mapping[str, Tensor]
@@ -212,6 +213,9 @@ class TrainingModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Commit the losses of the batch, so that a failed batch adds none."""
+        self._commit_losses()
+
+    def _commit_losses(self) -> None:
         # For small networks, calling `self.log` or a metric in each step costs as much as the step.
         for losses, weight in self._pending:
             for name, loss in losses.items():
@@ -221,6 +225,8 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add each process's loss sums of the current epoch."""
+        if is_batch_done(self.trainer):  # the callback that saves may come before `_commit_losses`
+            self._commit_losses()
         checkpoint["loss_sums"] = gather([self._to_floats()])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 
 import torch.nn.functional as F
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
@@ -88,7 +88,7 @@ class Classifier(TrainingModule, ABC):
         recalls = dict(zip(self.class_names, self.test_recalls.compute(), strict=True))
         absent = [name for name, recall in recalls.items() if recall.isnan()]
         if absent:
-            rank_zero_warn(f"no test image is of class {', '.join(absent)}: the means leave it out")
+            rank_zero_info(f"No test image is of class {', '.join(absent)}: the means leave it out")
         self.log_dict({f"test/recall/{k}": v for k, v in recalls.items() if k not in absent})
         self.test_recalls.reset()
 

@@ -158,8 +158,19 @@ class SpeechRecognizer(TrainingModule):
         checkpoint["calibration"] = list(self.calibration)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what predict needs."""
+        """Restore what predict needs.
+
+        Raises:
+            UserError: if the weights are of other characters.
+        """
         super().on_load_checkpoint(checkpoint)
+        alphabet = checkpoint.get("alphabet", self.vocabulary.alphabet)
+        if alphabet != self.vocabulary.alphabet:
+            raise UserError(
+                f"the checkpoint's alphabet is {alphabet!r}, this configuration's is "
+                f"{self.vocabulary.alphabet!r}: give the data.init_args.alphabet it was trained "
+                "with, or start another run from its weights with --init_from"
+            )
         self.longest_clip = checkpoint.get("longest_clip", LJSPEECH_LONGEST)
         self.calibration = Calibration(*checkpoint.get("calibration", ()))
 

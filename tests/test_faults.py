@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(
     fail_cli: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    """A clip of NaNs: the checkpoint precedes its batch; with the clip repaired the run resumes."""
+    """The checkpoint precedes the batch; with the clip repaired, the run resumes."""
     root = write_corpus(tmp_path / "corpus", 20)
     args = [*small, "--data.init_args.root", root, "--data.init_args.batch_size=2"]
     run = run_cli("fit", *args)
@@ -114,7 +114,9 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(
     run.rename(tmp_path / "whole")
     poisoned = root / "wavs" / "T-004.wav"
     sound, _ = soundfile.read(poisoned, dtype="float32")
-    soundfile.write(poisoned, np.full_like(sound, np.nan), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(
+        poisoned, np.full_like(sound, 1e30), SAMPLE_RATE, subtype="FLOAT"
+    )  # infinite power
     message = fail_cli("fit", *args)
     assert "is nan on a batch of 2 clips, padded to 0." in message
     assert "T-004" in message

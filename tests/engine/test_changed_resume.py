@@ -189,7 +189,7 @@ def test_a_new_rate_goes_to_the_schedule_of_its_own_optimizer() -> None:
         optimizers = [SGD([torch.nn.Parameter(torch.zeros(1))], rate) for rate in rates]
         schedules = [StepLR(optimizer, 1, gamma=0.5) for optimizer in optimizers]
         configs = [SimpleNamespace(scheduler=schedule) for schedule in schedules]
-        return SimpleNamespace(optimizers=optimizers, lr_scheduler_configs=configs)
+        return SimpleNamespace(optimizers=optimizers, lr_scheduler_configs=configs, callbacks=[])
 
     for rates in ((0.3, 0.2), (0.1, 0.3)):
         trained, module, settings = make(0.1, 0.2), LightningModule(), OptimizerSettings()
@@ -273,3 +273,75 @@ def test_a_run_of_another_kind_of_device_is_resumed_but_not_called_exact(
     torch.save(checkpoint, last)
     run_cli("fit", *args, "--trainer.max_epochs=2", "--ckpt_path=last")
     assert "Not exact: another kind of device" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_averaged_weights_are_not_resumed_as_trained_ones(
+    small: list[str], retinas: Path, run_cli: Callable[..., Path], fail_cli: Callable[..., str]
+) -> None:
+    experiment = arguments("best", small, retinas)
+    with pytest.raises(SystemExit):
+        run_cli("fit", *experiment, *stop_at(2))
+    message = fail_cli("fit", *experiment, "--trainer.callbacks=null", "--ckpt_path=last")
+    assert "the run was trained with averaged weights: resume it with the callback" in message
+
+
+def test_accumulation_that_a_callback_schedules_goes_on_in_a_resumed_epoch(
+    retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    one = "--data.init_args.steps_per_execution=1"
+    args = [*image_arguments("cnn", retinas, one), *QUIET, "--trainer.max_epochs=2"]
+    args += ["--trainer.callbacks+=GradientAccumulationScheduler"]
+    args += ["--trainer.callbacks.scheduling={0: 2}"]
+    run = run_cli("fit", *args)
+    whole = final_state(run)
+    run.rename(tmp_path / "whole run")
+    with pytest.raises(SystemExit):
+        run_cli("fit", *args, *stop_at(3))
+    run_cli("fit", *args, "--ckpt_path=last")
+    assert_equal(final_state(run), whole)
+
+
+@pytest.mark.filterwarnings("ignore::jsonargparse._util.JsonargparseWarning")  # its device
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
+def test_a_run_with_stochastic_weight_averaging_resumes_and_says_what_is_not_exact(
+    retinas: Path, run_cli: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = "--data.init_args.steps_per_execution=1"
+    args = [*image_arguments("cnn", retinas, one), *QUIET, "--trainer.max_epochs=4"]
+    args += ["--lr_scheduler=CosineAnnealingLR", "--lr_scheduler.T_max=16"]
+    args += ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
+    args += ["--trainer.callbacks.swa_epoch_start=2"]
+    with pytest.raises(SystemExit):
+        run_cli("fit", *args, *stop_at(14))
+    run = run_cli("fit", *args, "--ckpt_path=last")
+    assert "Not exact: a resumed run with StochasticWeightAveraging" in caplog.text
+    assert final_state(run)["global_step"] == 16
+
+
+def test_a_recognizer_of_other_characters_is_refused(
+    small: list[str], run_cli: Callable[..., Path], fail_cli: Callable[..., str]
+) -> None:
+    """Also where the alphabets have the same length, so that the weights would fit."""
+    run_cli("fit", *small, *QUIET, "--trainer.max_epochs=1", "--data.init_args.alphabet=abcdefgh ")
+    other = "--data.init_args.alphabet=hgfedcba "
+    for stage in ("test", "fit"):
+        args = ["--trainer.max_epochs=2", "--ckpt_path=last"] if stage == "fit" else []
+        message = fail_cli(stage, *small, *QUIET, other, *args)
+        assert "the checkpoint's alphabet is 'abcdefgh ', this configuration's is 'hgf" in message
+
+
+def test_a_checkpoint_amid_accumulated_gradients_is_not_exact(
+    retinas: Path, run_cli: Callable[..., Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Such as best.ckpt, chosen by a validation within the epoch."""
+    one = "--data.init_args.steps_per_execution=1"
+    args = [*image_arguments("cnn", retinas, one), *QUIET, "--trainer.accumulate_grad_batches=2"]
+    args += ["--trainer.val_check_interval=3", "--trainer.max_epochs=1"]
+    args += ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=other"]
+    args += [f"--trainer.callbacks.dirpath={tmp_path}"]
+    run = run_cli("fit", *args)
+    assert "gradients were being accumulated" not in caplog.text
+    (tmp_path / "other.ckpt").rename(run / "checkpoints" / "other.ckpt")
+    run_cli("fit", *args, f"--ckpt_path={run / 'checkpoints' / 'other.ckpt'}")
+    assert "Not exact: gradients were being accumulated" in caplog.text

@@ -76,6 +76,30 @@ def test_a_checkpoint_written_within_an_epoch_is_exact_too(
     assert len(set(steps)) == len(steps)
 
 
+@pytest.mark.parametrize("task", ["recognizer", "best", "cnn, validated within the epoch"])
+def test_a_checkpoint_of_another_callback_is_exact_too(
+    task: str, small: list[str], retinas: Path, run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Lightning's ModelCheckpoint saves after a batch, before its last hooks and a validation."""
+    experiment = arguments(task, small, retinas)
+    keep = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=1"]
+    keep += ["--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.filename={step}"]
+    keep += [f"--trainer.callbacks.dirpath={tmp_path / 'kept'}"]
+    run = run_cli("fit", *experiment, *keep)
+    whole, logged = final_state(run), curves(run)
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert len(kept) >= 3
+    for path in kept:
+        if torch.load(path, weights_only=True)["global_step"] == whole["global_step"]:
+            continue  # nothing is left to do but the last validation
+        inside = run / "checkpoints" / path.name
+        path.rename(inside)  # a checkpoint elsewhere would start another run
+        run_cli("fit", *experiment, *keep, f"--ckpt_path={inside}")
+        assert_equal(final_state(run), whole, f"{path.stem}: ")
+        assert curves(run) == logged, path.stem
+        inside.unlink()
+
+
 @pytest.mark.parametrize("task", ["best", "cnn, validated within the epoch"])
 def test_a_validation_that_is_cut_off_is_run_again(
     task: str,

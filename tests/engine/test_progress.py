@@ -33,7 +33,7 @@ def test_a_fetched_batch_is_not_counted_and_a_validation_restarts_from_its_begin
     progress.is_last_batch = True
     before = copy.deepcopy(progress)
     checkpoint = {"loops": {"fit_loop": trainer.fit_loop.state_dict()}}
-    describe_between_batches(checkpoint, validation_cut_off=True)
+    describe_between_batches(trainer, checkpoint, validation_cut_off=True)
     assert progress == before
     resumed = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu").fit_loop
     resumed.load_state_dict(checkpoint["loops"]["fit_loop"])

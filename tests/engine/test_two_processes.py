@@ -61,8 +61,8 @@ def test_two_processes_share_an_epoch_resume_exactly_and_score_as_one(
     cut_off = [*uneven, *stop_at(8, validation_batch=6)]
     resumed = [*uneven, "--ckpt_path=last"]
     poisoned = write_corpus(tmp_path / "poisoned", 40)
-    silence = np.full(20_000, np.nan, np.float32)
-    soundfile.write(poisoned / "wavs" / "T-007.wav", silence, SAMPLE_RATE, subtype="FLOAT")
+    loud = np.full(20_000, 1e30, np.float32)  # its power is infinite
+    soundfile.write(poisoned / "wavs" / "T-007.wav", loud, SAMPLE_RATE, subtype="FLOAT")
     fails = ["fit", *arguments("recognizer", small, retinas), *together, "--experiment=poisoned"]
     fails += [f"--data.init_args.root={poisoned}"]
     statuses = run_together([*commands, *shared, halves, cut_off, resumed, fails], tmp_path)
