@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HERE = Path(__file__).parent
-SIXTEEN_BITS = 65_535
+EIGHT_BITS, SIXTEEN_BITS = 255, 65_535
 MODEL = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
 
 
@@ -33,7 +33,9 @@ def read(path: str) -> NDArray[np.uint8]:
             pixels = np.asarray(image)
             if pixels.max() > SIXTEEN_BITS or pixels.min() < 0:
                 raise ValueError("its pixels have more than 16 bits")
-            image = Image.fromarray((pixels / SIXTEEN_BITS * 255).round().astype(np.uint8))
+            if image.mode == "I" and pixels.max() <= EIGHT_BITS:
+                raise ValueError("its depth is unclear: save it with 8 or 16 bits")
+            image = Image.fromarray((pixels / SIXTEEN_BITS * EIGHT_BITS).round().astype(np.uint8))
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers")
         if image.mode in ("P", "PA", "LA", "RGBA"):  # palette indices are not brightness values

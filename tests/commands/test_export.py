@@ -227,6 +227,10 @@ def test_probabilities_are_equal(
     assert [row[1] for row in rows[1:]] == [row[2] for row in expected[1:]]
     found = np.array([row[2:] for row in rows[1:]], dtype=float)
     np.testing.assert_allclose(found, np.array([r[3:] for r in expected[1:]], float), atol=1e-4)
+    Image.fromarray(pixels.astype(np.int32)).save(tmp_path / "deep.tiff")
+    rows, errors, status = execute(run / "exported", tmp_path / "deep.tiff")
+    assert (len(rows), status) == (1, 1)
+    assert "deep.tiff (its depth is unclear: save it with 8 or 16 bits)" in errors
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, run_cli: Callable[..., Path]) -> None:
