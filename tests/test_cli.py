@@ -198,6 +198,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(
         ("fit", ["--data.init_args.rot=3"], ["rot", "not accepted"]),
         ("fit", ["--trainer.max_epochs=many"], ["max_epochs", "many"]),
         ("fit", ["--data.init_args.alphabet=aa"], ["'a' twice"]),
+        ("fit", ["--data.init_args.alphabet=ab|"], ["alphabet must not have '|'"]),
         ("fit", ["--data.init_args.root=/dev/null/no"], ["/dev/null/no"]),
         ("fit", ["--data.init_args.sample_rate=16000"], ["16000 Hz", "22050 Hz"]),
         (
