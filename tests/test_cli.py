@@ -258,6 +258,21 @@ def test_what_is_no_checkpoint_or_another_models_is_refused(
     assert "does not fit this configuration's model" in fail_cli("test", *small, wider)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["RUN", "--format", "txt", "a.wav", "--", "-d.wav"],
+        ["RUN", "a.wav", "--format", "txt", "--", "-d.wav"],
+        ["--format", "txt", "--", "RUN", "a.wav", "-d.wav"],
+    ],
+)
+def test_paths_of_predict_may_follow_two_dashes(args: list[str]) -> None:
+    options = cli.parse_own(["predict", *args])
+    assert options.path == Path("RUN")
+    assert options.inputs == [Path("a.wav"), Path("-d.wav")]
+    assert options.format == "txt"
+
+
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train"])
