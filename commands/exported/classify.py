@@ -6,6 +6,7 @@ training images were: cropped to the square at the centre and resized.
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -69,8 +70,13 @@ def main() -> None:
         (probabilities,) = session.run(None, {"images": images})[0]
         best = MODEL["classes"][int(probabilities.argmax())]
         table.writerow([path, best, *(f"{p:.6f}" for p in probabilities)])
+    sys.stdout.flush()
     sys.exit(f"error: {failed} file(s) could not be classified" if failed else 0)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the program that reads the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
