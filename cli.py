@@ -251,10 +251,15 @@ def parse_own(args: list[str]) -> argparse.Namespace:
         The command's ``function``, and its arguments by name.
     """
     parser = build_parser()
-    options, others = parser.parse_known_args(args or ["--help"])
+    args = args or ["--help"]
+    end = args.index("--") if args[0] == "predict" and "--" in args else len(args)
+    options, others = parser.parse_known_args(args[:end])
     if "inputs" in options:
-        # argparse does not accept paths after an option.
-        options.inputs += [Path(path) for path in others if not path.startswith("-")]
+        # After an option, argparse accepts neither paths nor "--".
+        paths = [path for path in others if not path.startswith("-")] + args[end + 1 :]
+        options.inputs += map(Path, paths)
+        if options.path is None and options.inputs:
+            options.path = options.inputs.pop(0)
         others = [argument for argument in others if argument.startswith("-")]
         if not options.inputs:
             parser.error(

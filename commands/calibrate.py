@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from commands.folders import make_console
+from commands.folders import make_console, refuse_missing_data
 from commands.stages import load_run
 from datamodules.speech import SpeechDataModule
 from engine import DurableCheckpointIO, read_checkpoint
@@ -24,7 +24,8 @@ def calibrate(path: Path) -> None:
         path: run directory.
 
     Raises:
-        UserError: if the run is not of a recognizer with a CTC head, or no word was found.
+        UserError: if the run is not of a recognizer with a CTC head, its data is not there, or no
+            word was found.
     """
     model, data, weights, checkpoint = load_run(path)
     if (
@@ -34,6 +35,7 @@ def calibrate(path: Path) -> None:
     ):
         raise UserError(f"{path} has no confidence of words: that needs a recognizer with CTC")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    refuse_missing_data(data, path)
     data.prepare_data()
     data.setup("validate")
     before = model.calibration

@@ -25,6 +25,20 @@ def refuse_existing(output: Path) -> None:
         raise UserError(f"{output} already exists: delete it, or give another --output")
 
 
+def refuse_missing_data(data: Any, path: Path) -> None:
+    """Raise a `UserError` if a run's corpus is not there: a download would be another corpus.
+
+    Args:
+        data: the run's data module.
+        path: run directory.
+    """
+    if not data.root.exists():
+        raise UserError(
+            f"{data.root}, the data of {path}, does not exist: put the corpus there, or change "
+            f"root in {RunDirectory(path).config}"
+        )
+
+
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """Provide a temporary folder that becomes the output when everything is in it.

@@ -268,4 +268,6 @@ def choose_output(
     named = len(files) > 1 or each_channel
     if output is None:
         return Terminal(format, named=named)
+    if Path(output).exists() and not Path(output).is_file():
+        raise UserError(f"{output} is no regular file: leave out --output to print")
     return OneFile(Path(output), format, files, settings, named=named)

@@ -43,13 +43,18 @@ def pack(path: Path, output: Path) -> None:
         config["trainer"]["default_root_dir"] = "runs"
         config["experiment"] = config["init_from"] = None
         packed.checkpoints.mkdir()
-        language_model = getattr(getattr(model, "test_decoding", None), "language_model", None)
+        searches = [getattr(model, name, None) for name in ("decoding", "test_decoding")]
+        of_validation, language_model = (getattr(s, "language_model", None) for s in searches)
+        settings = config["model"]["init_args"]
         if language_model is not None:
             pack_language_model(language_model, packed.language_model)
             home = Path(output.name) if output.is_absolute() else output
-            search = config["model"]["init_args"]["test_decoding"]["init_args"]
+            settings["test_decoding"] = settings["test_decoding"] or settings["decoding"]
             place = RunDirectory(home).language_model
+            search = settings["test_decoding"]["init_args"]
             search["language_model"]["init_args"] = {"run": place.as_posix()}
+        if of_validation is not None:
+            settings["decoding"] = None  # a copy is not validated
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         packed.config.write_text(text, encoding="utf-8")
 

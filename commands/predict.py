@@ -132,13 +132,15 @@ def find_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
     """Return the given files, and the files with known suffixes in the given folders.
 
     Raises:
-        UserError: if a path does not exist, or a folder holds no such file.
+        UserError: if a path is neither a file nor a folder, or a folder holds no such file.
     """
     files: dict[Path, Path] = {}
     for path in inputs:
         try:
             if not path.exists():
                 raise UserError(f"{path} does not exist")
+            if not path.is_file() and not path.is_dir():
+                raise UserError(f"{path} is a pipe or a device: save its content to a file first")
             found = [path]
             if path.is_dir():
                 inside = (p for p in sorted(path.rglob("*")) if not p.name.startswith("."))

@@ -9,7 +9,7 @@ from typing import Any
 import soundfile
 
 from callbacks.speech_examples import inspect_batch
-from commands.folders import make_console
+from commands.folders import make_console, refuse_missing_data
 from commands.scores import (
     GAP,
     REPLICATIONS,
@@ -40,7 +40,8 @@ def report(paths: list[Path], worst: int, output: Path | None) -> None:
         output: file to write.
 
     Raises:
-        UserError: if there are more than two runs, a run was not tested, or the runs' clips differ.
+        UserError: if there are more than two runs, a run was not tested, the runs' clips differ, or
+            the data of the clips to show is not there.
     """
     if len(paths) > 2:
         raise UserError(f"report compares at most two runs, not {len(paths)}: use compare")
@@ -123,6 +124,7 @@ def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[d
     changed = {} if tested is None else tested.changed
     of_data = {key: value for key, value in changed.items() if key.partition(".")[0] == "data"}
     model, data, *_ = load_run(run.path, tested_file if is_there else None, of_data)
+    refuse_missing_data(data, run.path)
     data.prepare_data()
     data.setup("test")
     dataset = data.datasets["test"]

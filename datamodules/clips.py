@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -20,8 +21,11 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 """Suffixes of the files that count as recordings when a folder is searched."""
 LONGEST_CLIP = 600
 """Maximum length of a clip in seconds; LJ Speech's longest has 10."""
-STREAMED = 0xFFFFFFFF
-"""Length that a WAV header has if it was written before the samples were known."""
+STREAMED = 0x7FFFF000
+"""Number of bytes from which a header's length is a placeholder, of a program that wrote to a pipe.
+
+Programs differ: sox writes this one, arecord 0x80000000, ffmpeg 0xFFFFFFFF.
+"""
 PART = 1 << 18
 """Number of samples that are read at a time."""
 LARGEST_RESAMPLER = 10_000_000
@@ -73,9 +77,7 @@ def inspect_clip(
         header = soundfile.info(str(path))
     except soundfile.SoundFileError as error:
         raise UserError(f"{clip.name} is not a readable audio file ({error})") from error
-    missing = count_missing_bytes(path)
-    if missing:
-        raise UserError(f"{clip.name} is cut off: its header promises {missing:,} bytes more")
+    check_whole(clip.name, path)
     if channel is not None and channel >= header.channels:
         raise UserError(
             f"{clip.name} has no channel {channel}: it has {header.channels} channel(s), counted "
@@ -126,26 +128,50 @@ def find_recordings(paths: Sequence[str], setting: str) -> list[Path]:
     return files
 
 
-def count_missing_bytes(path: Path) -> int:
-    """Return how many bytes a WAV file is shorter than its chunk headers say; 0 if they do not.
+def check_whole(name: str, path: Path) -> None:
+    """Raise a `UserError` if a recording ends before its header says, or its header is unfinished.
 
-    The WAV reader itself accepts a truncated file as a shorter clip.
+    libsndfile reads a truncated file as a shorter clip.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        if file.read(4) != b"RIFF":
-            return 0
-        position = 12  # after RIFF, a size, WAVE
-        while position + 8 <= size:
-            file.seek(position)
-            name, length = struct.unpack("<4sI", file.read(8))
-            position += 8 + length
-            if name == b"data":
-                if length == STREAMED:
-                    return 0
-                break
-            position += length % 2  # chunks begin at even positions
-    return max(position - size, 0)
+        position, length = find_samples(file, size)
+    if length == 0 and position < size:
+        raise UserError(
+            f"{name} has an unfinished header, which says that there are no samples: convert it "
+            "with ffmpeg"
+        )
+    if position + length > size:
+        missing = position + length - size
+        raise UserError(f"{name} is cut off: it is {missing:,} bytes shorter than its header says")
+
+
+def find_samples(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Return where a header says that the samples begin, and how many bytes they have.
+
+    The number is -1 if it is unknown, or the file is not WAV, RF64, W64, AIFF or AU.
+    """
+    kind = file.read(4)
+    if kind == b".snd":
+        position, length = struct.unpack(">II", file.read(8))
+        return position, -1 if length >= STREAMED else length
+    if kind == b"riff":  # W64 says how long the whole file is
+        return 0, *struct.unpack("<12xq", file.read(20))
+    if kind not in (b"RIFF", b"RF64", b"FORM"):
+        return 0, -1
+    position, of_rf64 = 12, -1  # after the kind, a size, WAVE or AIFF
+    while position + 8 <= size:
+        file.seek(position)
+        name, length = struct.unpack(">4sI" if kind == b"FORM" else "<4sI", file.read(8))
+        position += 8
+        if name == b"ds64":
+            (of_rf64,) = struct.unpack("<8xq", file.read(16))
+        if name in (b"data", b"SSND"):
+            if kind == b"RF64" and length == 2**32 - 1:
+                return position, of_rf64
+            return position, -1 if length >= STREAMED and position + length > size else length
+        position += length + length % 2  # chunks begin at even positions
+    return 0, -1
 
 
 def read_parts(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:

@@ -13,7 +13,7 @@ class CharacterVocabulary:
             lower-cased first unless the alphabet has upper-case letters.
 
     Raises:
-        ValueError: if a character is repeated or special.
+        ValueError: if a character is repeated or special, or separates texts in files.
     """
 
     special = "<>@#"
@@ -26,6 +26,8 @@ class CharacterVocabulary:
                 raise ValueError(
                     f"alphabet must not have {character!r} twice or any of {self.special!r}"
                 )
+        if "|" in alphabet or "".join(alphabet.splitlines()) != alphabet:
+            raise ValueError("alphabet must not have '|' or a line break: files of texts use them")
         self.alphabet = alphabet
         self.lower_case = alphabet == alphabet.lower()
         self._tokens = {symbol: token for token, symbol in enumerate(self.symbols)}

@@ -198,6 +198,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(
         ("fit", ["--data.init_args.rot=3"], ["rot", "not accepted"]),
         ("fit", ["--trainer.max_epochs=many"], ["max_epochs", "many"]),
         ("fit", ["--data.init_args.alphabet=aa"], ["'a' twice"]),
+        ("fit", ["--data.init_args.alphabet=ab|"], ["alphabet must not have '|'"]),
         ("fit", ["--data.init_args.root=/dev/null/no"], ["/dev/null/no"]),
         ("fit", ["--data.init_args.sample_rate=16000"], ["16000 Hz", "22050 Hz"]),
         (
@@ -255,6 +256,21 @@ def test_what_is_no_checkpoint_or_another_models_is_refused(
         )
     wider = "--model.init_args.network.init_args.encoder.init_args.layers=3"
     assert "does not fit this configuration's model" in fail_cli("test", *small, wider)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["RUN", "--format", "txt", "a.wav", "--", "-d.wav"],
+        ["RUN", "a.wav", "--format", "txt", "--", "-d.wav"],
+        ["--format", "txt", "--", "RUN", "a.wav", "-d.wav"],
+    ],
+)
+def test_paths_of_predict_may_follow_two_dashes(args: list[str]) -> None:
+    options = cli.parse_own(["predict", *args])
+    assert options.path == Path("RUN")
+    assert options.inputs == [Path("a.wav"), Path("-d.wav")]
+    assert options.format == "txt"
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,9 +239,9 @@ def write_hostile_files(folder: Path, retinas: Path, effect: Path) -> None:
     with (corpus("endless line") / "metadata.csv").open("w") as file:
         for _ in range(100):
             file.write("x|" * 500_000)
-    wav = corpus("4 GB wav") / "wavs" / "T-001.wav"
+    wav = corpus("2 GB wav") / "wavs" / "T-001.wav"
     content = bytearray(wav.read_bytes())
-    content[40:44] = struct.pack("<I", 0xFFFFFFF0)
+    content[40:44] = struct.pack("<I", 0x7FFF0000)
     wav.write_bytes(content)
     flac = corpus("endless flac") / "wavs" / "T-001.wav"
     stream = io.BytesIO()
@@ -284,7 +284,7 @@ def test_hostile_files_get_one_line_and_no_memory(retinas: Path, tmp_path: Path)
     found = json.loads(done.stdout.splitlines()[-1])
     for name, part in {
         "endless line": "metadata.csv line 1 has more than 100,000 characters",
-        "4 GB wav": "T-001.wav",
+        "2 GB wav": "T-001.wav",
         "endless flac": "cut it into clips of at most 10 minutes",
         "odd rate": "has 22051 Hz",
         "objects.npz": "Object arrays cannot be loaded",

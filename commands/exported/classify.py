@@ -6,6 +6,7 @@ training images were: cropped to the square at the centre and resized.
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HERE = Path(__file__).parent
-SIXTEEN_BITS = 65_535
+EIGHT_BITS, SIXTEEN_BITS = 255, 65_535
 MODEL = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
 
 
@@ -33,7 +34,9 @@ def read(path: str) -> NDArray[np.uint8]:
             pixels = np.asarray(image)
             if pixels.max() > SIXTEEN_BITS or pixels.min() < 0:
                 raise ValueError("its pixels have more than 16 bits")
-            image = Image.fromarray((pixels / SIXTEEN_BITS * 255).round().astype(np.uint8))
+            if image.mode == "I" and pixels.max() <= EIGHT_BITS:
+                raise ValueError("its depth is unclear: save it with 8 or 16 bits")
+            image = Image.fromarray((pixels / SIXTEEN_BITS * EIGHT_BITS).round().astype(np.uint8))
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers")
         if image.mode in ("P", "PA", "LA", "RGBA"):  # palette indices are not brightness values
@@ -67,8 +70,13 @@ def main() -> None:
         (probabilities,) = session.run(None, {"images": images})[0]
         best = MODEL["classes"][int(probabilities.argmax())]
         table.writerow([path, best, *(f"{p:.6f}" for p in probabilities)])
+    sys.stdout.flush()
     sys.exit(f"error: {failed} file(s) could not be classified" if failed else 0)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the program that reads the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -7,6 +7,7 @@ are transcribed too.
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ RATE = MODEL["sample_rate"]
 SYMBOLS = MODEL["symbols"]
 START, STOP, PAD = (MODEL[name] for name in ("start", "stop", "pad"))
 SEARCH = MODEL["search"]
-SHORTEST = 0.05  # seconds
+SHORTEST, MAX_MISSING = 0.05, 0.1  # seconds
 LARGEST_RESAMPLER = 10_000_000  # weights
 Array = NDArray[Any]
 
@@ -37,9 +38,14 @@ def read(path: str) -> Array:
     """Return a recording's samples, the mean of its channels, at the recognizer's rate.
 
     Raises:
-        ValueError: if it is too short, or has samples or a rate that cannot be used.
+        ValueError: if it is cut off or too short, or has samples or a rate that cannot be used.
     """
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    frames = soundfile.info(path).frames
+    if len(samples) < frames - MAX_MISSING * rate:
+        raise ValueError(
+            f"cut off: it ends after {len(samples) / rate:.1f} of {frames / rate:.1f} s"
+        )
     if len(samples) < SHORTEST * rate:
         raise ValueError(f"{len(samples)} samples are too few")
     if not np.isfinite(samples).all():
@@ -243,4 +249,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the program that reads the output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

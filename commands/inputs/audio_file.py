@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
-from datamodules.clips import check_rate, count_missing_bytes, mix_down, read_parts
+from datamodules.clips import check_rate, check_whole, mix_down, read_parts
 from errors import UserError, extra
 
 MEDIA_SUFFIXES = (
@@ -69,10 +69,13 @@ class AudioFile:
                     yield part
         except soundfile.SoundFileError as error:
             raise UserError(f"{self.path} is damaged ({error})") from error
-        if count < (self.seconds - MAX_MISSING) * self.rate:
+        self.check_end(count / self.rate)
+
+    def check_end(self, seconds: float) -> None:
+        """Raise a `UserError` if the sound ends before the header says."""
+        if seconds < self.seconds - MAX_MISSING:
             raise UserError(
-                f"{self.path} is cut off: it ends after {count / self.rate:.1f} of "
-                f"{self.seconds:.1f} s"
+                f"{self.path} is cut off: it ends after {seconds:.1f} of {self.seconds:.1f} s"
             )
 
     def read(self, sample_rate: int, channel: int | None = None) -> Iterator[Tensor]:
@@ -108,6 +111,9 @@ class MediaFile(AudioFile):
         try:
             with open_container(self.path) as container:
                 as_float = av.AudioResampler(format="flt")
+                # FFmpeg gives the stream a length of its own where it only estimates one. The
+                # header's is that of the longest stream.
+                is_exact = len(container.streams) == 1 and container.streams[0].duration is None
                 origin = (container.start_time or 0) / 1_000_000  # FFmpeg counts microseconds
                 for frame in chain(container.decode(audio=0), (None,)):  # None flushes
                     if frame is not None and frame.time is not None:
@@ -123,6 +129,8 @@ class MediaFile(AudioFile):
                         yield packed
         except (av.FFmpegError, ValueError) as error:
             raise UserError(f"{self.path} is damaged ({error})") from error
+        if is_exact:
+            self.check_end(origin + count / self.rate)
 
 
 def open_audio(path: Path) -> AudioFile:
@@ -139,11 +147,7 @@ def open_audio(path: Path) -> AudioFile:
     except (soundfile.SoundFileError, TypeError, ValueError):  # types: of a suffix such as .raw
         file = open_media(path)
     else:
-        missing = count_missing_bytes(path)
-        if missing:
-            raise UserError(
-                f"{path} is cut off: it is {missing:,} bytes shorter than its header says"
-            )
+        check_whole(str(path), path)
         seconds = header.frames / header.samplerate
         file = AudioFile(path, header.samplerate, header.channels, seconds)
         if header.frames > UNKNOWN_LENGTH:

@@ -11,7 +11,7 @@ from datamodules.npz import open_npz, read_array
 from errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npz")
-SIXTEEN_BITS = 65_535
+EIGHT_BITS, SIXTEEN_BITS = 255, 65_535
 MAX_ENLARGEMENT = 4
 """Maximum factor by which a small image is enlarged."""
 
@@ -88,7 +88,8 @@ def convert(image: Image.Image, size: int, mode: str) -> tuple[Image.Image, str]
     """Convert an image to the classifier's size and mode; also return a note on what was changed.
 
     Raises:
-        ValueError: if its pixels are floating-point numbers, or have more than 16 bits.
+        ValueError: if its pixels are floating-point numbers, have more than 16 bits, or have 32
+            bits of which only 8 are used.
     """
     notes = []
     if image.mode == "F":
@@ -97,7 +98,9 @@ def convert(image: Image.Image, size: int, mode: str) -> tuple[Image.Image, str]
         pixels = np.asarray(image)
         if pixels.max() > SIXTEEN_BITS or pixels.min() < 0:
             raise ValueError("its pixels have more than 16 bits")
-        image = Image.fromarray((pixels / SIXTEEN_BITS * 255).round().astype(np.uint8))
+        if image.mode == "I" and pixels.max() <= EIGHT_BITS:
+            raise ValueError("its depth is unclear: save it with 8 or 16 bits")
+        image = Image.fromarray((pixels / SIXTEEN_BITS * EIGHT_BITS).round().astype(np.uint8))
         notes.append("16 bits to 8")
     if image.mode in ("P", "PA", "LA", "RGBA"):  # palette indices are not brightness values
         image = image.convert("RGB")

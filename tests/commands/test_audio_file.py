@@ -157,14 +157,53 @@ def test_times_of_a_video_count_from_its_start(tmp_path: Path) -> None:
     assert len(loud[(loud > 2.55) & (loud < 3.45)]) == 0
 
 
-def test_a_streamed_wav_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["webm", "mka", "aiff", "au", "w64", "rf64"])
+def test_what_is_cut_off_is_refused(suffix: str, tmp_path: Path) -> None:
+    """The same bytes, whole, are read to their end."""
+    path = tmp_path / f"sound.{suffix}"
+    sound = make_sound(48_000, 10)
+    if suffix in ("webm", "mka"):
+        write_media(path, sound, 48_000, "libopus")
+    else:
+        soundfile.write(path, sound, 48_000, format=suffix.upper(), subtype="PCM_16")
+    assert len(torch.cat(list(open_audio(path).read(16_000)))) == pytest.approx(160_000, abs=500)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"{path} is cut off: it"):
+        list(open_audio(path).read(16_000))
+
+
+def test_an_estimated_length_refuses_nothing(tmp_path: Path) -> None:
+    """FFmpeg estimates the length of AAC without a container from the first bit rates."""
+    path = tmp_path / "sound.aac"
+    write_media(path, make_sound(48_000, 20), 48_000, "aac")
+    file = open_audio(path)
+    seconds = len(torch.cat(list(file.read(16_000)))) / 16_000
+    assert seconds == pytest.approx(20, abs=0.05)
+    assert file.seconds > seconds + 0.1
+
+
+@pytest.mark.parametrize("length", [0x7FFFF000, 0x80000000, 0xFFFFFFFF])
+def test_a_streamed_wav_is_read(length: int, tmp_path: Path) -> None:
     """A program that writes to a pipe does not know the length."""
     path = tmp_path / "streamed.wav"
     soundfile.write(path, make_sound(22_050), 22_050)
     whole = bytearray(path.read_bytes())
-    whole[40:44] = b"\xff" * 4
+    whole[40:44] = length.to_bytes(4, "little")
     path.write_bytes(whole)
     assert len(torch.cat(list(open_audio(path).read(22_050)))) == int(22_050 * SECONDS)
+
+
+def test_an_unfinished_header_is_named(tmp_path: Path) -> None:
+    """A recorder that was killed leaves a length of 0; FFmpeg reads such a file."""
+    path = tmp_path / "killed.wav"
+    soundfile.write(path, make_sound(22_050), 22_050)
+    whole = bytearray(path.read_bytes())
+    whole[40:44] = bytes(4)
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"killed.wav has an unfinished header.* with ffmpeg"):
+        open_audio(path)
+    assert len(torch.cat(list(open_media(path).read(22_050)))) == int(22_050 * SECONDS)
 
 
 def test_any_rate_and_number_of_channels_is_read(tmp_path: Path) -> None:

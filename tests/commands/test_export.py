@@ -1,5 +1,6 @@
 """``export``: the exported folder gives what ``predict`` gives."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -64,16 +65,35 @@ def copy_with_search(run: Path, folder: Path, search: str) -> Path:
     return copy
 
 
-def execute(folder: Path, *files: Path) -> tuple[list[list[str]], str, int]:
-    """Run the exported program, without this project and without PyTorch."""
+def start(folder: Path, *files: Path) -> "subprocess.Popen[str]":
+    """Start the exported program, without this project and without PyTorch."""
     program = (
         f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({RUN!r}, None, '__main__')"
     )
-    command = [sys.executable, "-I", "-c", program, *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", program, *map(str, files)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
+
+
+def execute(folder: Path, *files: Path) -> tuple[list[list[str]], str, int]:
+    process = start(folder, *files)
+    out, errors = process.communicate()
     separator = "," if (folder / "classifier.onnx").exists() else "\t"
-    rows = [line.split(separator) for line in done.stdout.splitlines()]
-    return rows, done.stderr, done.returncode
+    return [line.split(separator) for line in out.splitlines()], errors, process.returncode
+
+
+def close_output(folder: Path, *files: Path) -> tuple[str, int]:
+    """Run the exported program when the reader of its output has ended, as in ``| head -1``."""
+    with start(folder, *files) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        errors = process.stderr.read()
+    return errors, process.returncode
 
 
 @pytest.fixture
@@ -123,6 +143,13 @@ def test_joint_search_gives_equal_transcripts(
         for place in (str(ROOT), str(tmp_path), sys.prefix):
             assert place.encode() not in path.read_bytes(), (path, place)
 
+    assert close_output(exported, *files) == ("", 141)
+    mp3 = tmp_path / "cut.mp3"
+    soundfile.write(mp3, np.tile(speak_tones("abcdefgh"), 50), SAMPLE_RATE)
+    mp3.write_bytes(mp3.read_bytes()[: mp3.stat().st_size // 2])
+    rows, errors, status = execute(exported, mp3)
+    assert (rows, status) == ([], 1)
+    assert re.search(r"skipped: .*cut\.mp3 \(cut off: it ends after [0-9.]* of 20\.0 s\)", errors)
     (tmp_path / "text.wav").write_text("no sound")
     rows, errors, status = execute(exported, tmp_path / "text.wav", files[0])
     assert rows == expected[:1]
@@ -227,6 +254,11 @@ def test_probabilities_are_equal(
     assert [row[1] for row in rows[1:]] == [row[2] for row in expected[1:]]
     found = np.array([row[2:] for row in rows[1:]], dtype=float)
     np.testing.assert_allclose(found, np.array([r[3:] for r in expected[1:]], float), atol=1e-4)
+    assert close_output(run / "exported", *files) == ("", 141)
+    Image.fromarray(pixels.astype(np.int32)).save(tmp_path / "deep.tiff")
+    rows, errors, status = execute(run / "exported", tmp_path / "deep.tiff")
+    assert (len(rows), status) == (1, 1)
+    assert "deep.tiff (its depth is unclear: save it with 8 or 16 bits)" in errors
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, run_cli: Callable[..., Path]) -> None:

@@ -300,6 +300,11 @@ def test_unusable_runs_and_paths_are_refused(
     (tmp_path / "empty").mkdir()
     assert "holds no file of .wav" in fail(run, tmp_path / "empty")
     assert "nowhere.wav does not exist" in fail(run, recordings, tmp_path / "nowhere.wav")
+    pipe = tmp_path / "pipe.wav"
+    os.mkfifo(pipe)
+    assert "pipe.wav is a pipe or a device: save its content" in fail(run, recordings, pipe)
+    message = fail(run, recordings, "--output", pipe, "--format", "txt")
+    assert "pipe.wav is no regular file: leave out --output to print" in message
     soundfile.write(tmp_path / "[b]one[final].wav", np.zeros(1), SAMPLE_RATE)
     output = tmp_path / "out.txt"
     assert "1 of 1 files" in fail(run, tmp_path / "[b]one[final].wav", "--output", output)

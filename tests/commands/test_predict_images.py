@@ -136,7 +136,7 @@ def test_saliency_is_where_the_classifier_looks() -> None:
     assert rest.max() == rest.min()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "I;16", "I"])
 def test_modes_and_sizes_are_converted(mode: str, tmp_path: Path) -> None:
     """A grey image in any mode, enlarged and with bars at its sides, gives the image itself."""
     random = np.random.default_rng(0)
@@ -144,20 +144,21 @@ def test_modes_and_sizes_are_converted(mode: str, tmp_path: Path) -> None:
     image = Image.fromarray(grey).resize((112, 112), Image.Resampling.NEAREST)
     wide = Image.new("L", (212, 112))
     wide.paste(image, (50, 0))
-    if mode == "I;16":
-        wide = Image.fromarray(np.asarray(wide).astype(np.uint16) * 257)
+    if mode.startswith("I"):
+        deep = np.asarray(wide).astype(np.uint16) * 257
+        wide = Image.fromarray(deep.astype(np.int32) if mode == "I" else deep)
     elif mode == "P":  # a palette in reverse order
         reverse = Image.frombytes("P", wide.size, (255 - np.asarray(wide)).tobytes())
         reverse.putpalette([value for i in range(256) for value in [255 - i] * 3])
         wide = reverse
     else:
         wide = wide.convert(mode)
-    wide.save(tmp_path / "image.png")
-    (found,), note = read_images(tmp_path / "image.png", 28, 1)
+    wide.save(tmp_path / "image.tiff")
+    (found,), note = read_images(tmp_path / "image.tiff", 28, 1)
     expected = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC))
     np.testing.assert_allclose(found.astype(int), expected, atol=1)
     assert "other sizes to 28×28" in note
-    assert ("16 bits to 8" in note) == (mode == "I;16")
+    assert ("16 bits to 8" in note) == mode.startswith("I")
 
 
 def test_unusable_images_are_refused(
@@ -171,9 +172,10 @@ def test_unusable_images_are_refused(
     np.savez(folder / "two.npz", a=pixels, b=pixels)
     np.savez(folder / "wide.npz", a=pixels.astype(float))
     Image.fromarray(pixels[0].astype(np.float32)).save(folder / "float.tiff")
+    Image.fromarray(pixels[0].astype(np.int32)).save(folder / "deep.tiff")
     with zipfile.ZipFile(folder / "other.npz", "w") as archive:
         archive.writestr("notes.txt", "no array")
-    with pytest.raises(SystemExit, match="7 of 10 files"):
+    with pytest.raises(SystemExit, match="8 of 11 files"):
         predict(capsys, run, folder)
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 4
@@ -184,6 +186,7 @@ def test_unusable_images_are_refused(
         "two.npz has the arrays a, b",
         "wide.npz: a is float64",
         "floating-point numbers",
+        "deep.tiff cannot be read as an image (its depth is unclear: save it with 8 or 16 bits)",
         "other.npz has no array test_images",
     ):
         assert expected in printed.err

@@ -69,6 +69,20 @@ def test_sounds_are_of_the_data_that_was_tested(
     assert "name: LJSpeechDataModule quiet" in (tested / "README.md").read_text()
 
 
+def test_missing_data_is_not_downloaded(
+    tested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The corpus of a packed run is another one than LJ Speech; its folder is elsewhere."""
+    packed = tmp_path / "packed"
+    cli.main(["pack", str(tested), "--output", str(packed)])
+    shutil.copy(tested / "test_transcripts.csv", packed)
+    monkeypatch.setattr("datamodules.ljspeech.LJSpeechDataModule.make_root", None)
+    for command in ("report", "calibrate"):
+        with pytest.raises(SystemExit, match=f"^error: tones, the data of {packed}, does not"):
+            cli.main([command, str(packed)])
+    cli.main(["report", str(packed), "--worst", "0"])
+
+
 def test_two_runs_are_compared_by_paired_samples(tested: Path, tmp_path: Path) -> None:
     """The second run is the first with one of its errors corrected: never worse."""
     other = tmp_path / "runs" / "better"

@@ -32,3 +32,9 @@ def test_decoding_ends_at_stop_and_skips_start_and_padding() -> None:
 def test_repeated_and_special_characters_are_refused(alphabet: str) -> None:
     with pytest.raises(ValueError, match="twice"):
         CharacterVocabulary(alphabet)
+
+
+@pytest.mark.parametrize("alphabet", ["ab|", "a\nb", "ab\u2028", "\x1cab"])
+def test_what_separates_texts_in_files_is_refused(alphabet: str) -> None:
+    with pytest.raises(ValueError, match=r"must not have '\|' or a line break"):
+        CharacterVocabulary(alphabet)

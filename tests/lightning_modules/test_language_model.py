@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import cli
 from commands.stages import load_run
@@ -75,6 +76,32 @@ def test_a_trained_language_model_joins_the_beam_search(
     used[-1] = f"{FUSION}.language_model.init_args.run={fit}"
     message = fail_cli("test", *small, *used)
     assert "best.ckpt is not a checkpoint of a language model" in message
+
+
+def test_a_packed_run_needs_no_language_model_for_validation(
+    model: list[str], small: list[str], run_cli: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_cli("fit", *model, "--trainer.max_epochs=1").rename(tmp_path / "lm")
+    of_validation = [setting.replace("test_decoding", "decoding") for setting in BEAM]
+    search = FUSION.replace("test_decoding", "decoding")
+    of_validation += [f"{search}.language_model=lightning_modules.TrainedLanguageModel"]
+    of_validation += [f"{search}.language_model.init_args.run={run}"]
+    alphabet = "--data.init_args.alphabet= abcdefgh"
+    fit = run_cli("fit", *small, *of_validation, alphabet, "--trainer.max_epochs=1")
+    both = shutil.copytree(fit, tmp_path / "both")
+    config = yaml.safe_load((fit / "config.yaml").read_text())
+    settings = config["model"]["init_args"]
+    assert settings["test_decoding"] is None
+    settings["test_decoding"] = settings["decoding"] | {}
+    (both / "config.yaml").write_text(yaml.safe_dump(config))
+    for source in (fit, both):
+        cli.main(["pack", str(source), "--output", str(tmp_path / f"packed_{source.name}")])
+    shutil.rmtree(run)
+    for source in (fit, both):
+        packed = load_run(tmp_path / f"packed_{source.name}").model
+        assert packed.test_decoding.width == 2
+        assert packed.test_decoding.language_model.alphabet == " abcdefgh"
+        assert not hasattr(packed.decoding, "language_model")
 
 
 def test_its_loss_is_that_of_the_texts_one_by_one(
