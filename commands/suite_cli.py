@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -128,6 +129,9 @@ class SuiteCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise UserError(explain(str(error))) from error
+        seed = self.config[self.config.subcommand].seed_everything
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything {seed} is not between 0 and {2**32 - 1}")
         # Lightning must not see ckpt_path: it would let the checkpoint's hyper-parameters override
         # the command line, and import any class that the checkpoint names.
         config = self.config[self.config.subcommand]
@@ -369,10 +373,10 @@ class SuiteCLI(LightningCLI):
             ) from error
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             raise SystemExit(130)  # Lightning's own is 1
-        if isinstance(error, MisconfigurationException):
-            raise UserError(shorten(str(error))) from error
         if is_lost_peer(error):
             raise UserError("another process of this run has ended: see its message") from error
+        if isinstance(error, MisconfigurationException) or is_refusal_of_lightning(error):
+            raise UserError(shorten(str(error))) from error
         raise error
 
     def after_test(self) -> None:
@@ -391,6 +395,14 @@ class SuiteCLI(LightningCLI):
             self.config[self.subcommand], skip_unset=False, skip_validation=True
         )
         return find_changes(self.run.read_config(), yaml.safe_load(config))
+
+
+def is_refusal_of_lightning(error: BaseException) -> bool:
+    """Return whether Lightning itself raised an error: a setting is wrong, such as a monitor."""
+    if not isinstance(error, ValueError | RuntimeError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).startswith("pytorch_lightning.")
 
 
 def as_list(given: Any) -> list[Any]:

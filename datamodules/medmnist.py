@@ -78,6 +78,8 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
             raise ValueError(f"batch_size {batch_size} is less than 1")
         if steps_per_execution < 1:
             raise ValueError(f"steps_per_execution {steps_per_execution} is less than 1")
+        if max_images is not None and max_images < 1:
+            raise ValueError(f"max_images {max_images} is less than 1")
         self.flag = flag
         self.size = size
         self.url: str = info[f"url{suffix}"]

@@ -101,6 +101,10 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             raise ValueError(f"batch_size {batch_size} is less than 1")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers {num_workers} is negative")
+        if max_clips is not None and max_clips < 1:
+            raise ValueError(f"max_clips {max_clips} is less than 1")
+        if max_batch_seconds is not None and max_batch_seconds <= 0:
+            raise ValueError(f"max_batch_seconds {max_batch_seconds} is not above 0")
         if min(splits) < 0 or sum(splits) > 1:
             raise ValueError(f"splits {splits} are not fractions that leave a part of 1 for test")
         self.root = Path(root)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pytorch_lightning.loggers.logger import Logger
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 
@@ -92,10 +92,22 @@ class MetricsCSV(Logger):
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a ``metrics.csv``, each without its empty cells.
 
-    The file may not exist yet, or its last line may be incomplete.
+    The file may not exist yet, or its last line may be incomplete. Damaged rows are left out.
     """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(line for line in file if line.endswith("\n"))
-        return [{k: v for k, v in row.items() if v} for row in rows]
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.DictReader(line for line in file if line.endswith("\n")))
+    whole = [{k: v for k, v in row.items() if v} for row in rows if is_whole(row)]
+    if len(whole) < len(rows):
+        rank_zero_info(f"{path}: {len(rows) - len(whole)} damaged row(s) are left out")
+    return whole
+
+
+def is_whole(row: dict[Any, Any]) -> bool:
+    """Return whether a row has no cell too many, and only numbers."""
+    try:
+        _ = int(row["step"]), [float(cell) for cell in row.values() if cell]
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True

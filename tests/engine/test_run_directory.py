@@ -43,6 +43,36 @@ def test_damaged_scores_are_named_and_made_anew(
     assert (run / "test_metrics.json").read_text() == scores
 
 
+def test_damaged_rows_of_metrics_are_left_out(
+    trained: tuple[Path, list[str]], run_cli: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    run, args = trained
+    rows = (run / "metrics.csv").read_bytes()
+    damaged = b"1,2" + b",3" * 100 + b"\n" + b"0,x,1\n" + b"0,\xff\xfe,1\n"
+    (run / "metrics.csv").write_bytes(rows + damaged)
+    run_cli("fit", *args, "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert "metrics.csv: 3 damaged row(s) are left out" in caplog.text
+    assert b"x" not in (run / "metrics.csv").read_bytes().partition(b"\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--trainer.val_check_interval=5000", "val_check_interval"),
+        (
+            "--trainer.callbacks+={class_path: EarlyStopping, init_args: {monitor: v}}",
+            "metric `v`",
+        ),
+        ("--seed_everything=-1", "seed_everything -1 is not between 0 and 4294967295"),
+        ("--data.init_args.max_images=-1", "max_images -1 is less than 1"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(
+    setting: str, message: str, retinas: Path, fail_cli: Callable[..., str]
+) -> None:
+    assert message in fail_cli("fit", *image_arguments("cnn", retinas), *QUIET, setting)
+
+
 def test_a_moved_configuration_does_not_score_the_run_that_took_its_place(
     trained: tuple[Path, list[str]], run_cli: Callable[..., Path], fail_cli: Callable[..., str]
 ) -> None:
