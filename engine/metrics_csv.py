@@ -107,7 +107,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def is_whole(row: dict[Any, Any]) -> bool:
     """Return whether a row has no cell too many, and only numbers."""
     try:
-        _ = int(row["step"]), [float(cell) for cell in row.values() if cell]
-    except (KeyError, TypeError, ValueError):
+        _ = int(row.get("step") or 0), [float(cell) for cell in row.values() if cell]
+    except (TypeError, ValueError):
         return False
     return True
