@@ -2,6 +2,7 @@
 
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,14 @@ def quieten() -> None:
         logger.addFilter(lambda record: not any(m in record.getMessage() for m in NOISE_LOGGED))
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
+
+
+def is_refusal_of_lightning(error: BaseException) -> bool:
+    """Return whether Lightning itself raised an error: a setting is wrong, such as a monitor."""
+    if not isinstance(error, ValueError | RuntimeError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).startswith("pytorch_lightning.")
 
 
 @contextmanager

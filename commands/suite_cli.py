@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +30,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from commands.links import LINKS, find_filled
-from commands.messages import explain, is_out_of_memory, shorten
+from commands.messages import explain, is_out_of_memory, is_refusal_of_lightning, shorten
 from datamodules.splits import SplitDataModule
 from engine import (
     DurableCheckpointIO,
@@ -395,14 +394,6 @@ class SuiteCLI(LightningCLI):
             self.config[self.subcommand], skip_unset=False, skip_validation=True
         )
         return find_changes(self.run.read_config(), yaml.safe_load(config))
-
-
-def is_refusal_of_lightning(error: BaseException) -> bool:
-    """Return whether Lightning itself raised an error: a setting is wrong, such as a monitor."""
-    if not isinstance(error, ValueError | RuntimeError):
-        return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals["__name__"]).startswith("pytorch_lightning.")
 
 
 def as_list(given: Any) -> list[Any]:
