@@ -6,7 +6,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
 
-from engine import Reproducibility, RunDirectory, find_changes
+from engine import Reproducibility, RunDirectory, find_callbacks, find_changes
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -23,9 +23,9 @@ class SaveFitConfig(SaveConfigCallback):
             before = run.read_config() if trainer.ckpt_path and run.config.is_file() else {}
             config = self.config.clone()
             if trainer.ckpt_path:  # a resumed run keeps its seed, and the weights it began with
-                engine = (c for c in trainer.callbacks if isinstance(c, Reproducibility))  # type: ignore[attr-defined]
+                (engine,) = find_callbacks(trainer, Reproducibility)
                 if before.get("seed_everything") is not False:
-                    config.seed_everything = next(callback.seed for callback in engine)
+                    config.seed_everything = engine.seed
                 config.init_from = before.get("init_from", config.init_from)
             part = run.path / "config.yaml.part"
             self.parser.save(config, part, skip_unset=False, overwrite=True, multifile=False)

@@ -15,7 +15,7 @@ from engine.memory import keep_freed_memory
 from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings, fuse_steps
 from engine.precision import choose_precision
-from engine.reproducibility import Reproducibility
+from engine.reproducibility import Reproducibility, find_callbacks
 from engine.run_directory import (
     RunDirectory,
     Scores,
@@ -49,6 +49,7 @@ __all__ = [
     "creation",
     "describe",
     "end_workers",
+    "find_callbacks",
     "find_changes",
     "find_checkpoint",
     "fuse_steps",

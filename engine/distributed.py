@@ -15,6 +15,7 @@ Item = TypeVar("Item")
 GRACE_SECONDS = 20
 """How long after a process has failed the others are killed."""
 INTERRUPTED = 128 + signal.SIGINT
+"""Exit status of a process that Ctrl-C has ended."""
 
 
 class PatientObserver(subprocess_script._ChildProcessObserver):  # noqa: SLF001

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.initialization import OTHERS
+from engine.reproducibility import find_callbacks
 from errors import UserError
 
 Settings = dict[str, Any]
@@ -102,7 +103,7 @@ class OptimizerSettings(Callback):
         if not saved:
             return
         # StochasticWeightAveraging has taken the schedule away, and brings its own.
-        has_swa = any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        has_swa = bool(find_callbacks(trainer, StochasticWeightAveraging))
         for name in saved | self._now:
             old, new = saved.get(name, {}), self._now.get(name, {})
             kind, number = name.split()

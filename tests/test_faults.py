@@ -114,9 +114,8 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(
     run.rename(tmp_path / "whole")
     poisoned = root / "wavs" / "T-004.wav"
     sound, _ = soundfile.read(poisoned, dtype="float32")
-    soundfile.write(
-        poisoned, np.full_like(sound, 1e30), SAMPLE_RATE, subtype="FLOAT"
-    )  # infinite power
+    loud = np.full_like(sound, 1e30)  # its power is infinite
+    soundfile.write(poisoned, loud, SAMPLE_RATE, subtype="FLOAT")
     message = fail_cli("fit", *args)
     assert "is nan on a batch of 2 clips, padded to 0." in message
     assert "T-004" in message

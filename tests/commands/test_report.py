@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 import cli
+from commands import scores
 
 pytest.importorskip("kaldialign")
 
@@ -117,3 +118,14 @@ def test_what_cannot_be_reported_is_named(tested: Path, tmp_path: Path) -> None:
     (other / "test_transcripts.csv").write_text("a|b|c\n")
     with pytest.raises(SystemExit, match=r"error: .* were tested on different clips or references"):
         cli.main(["report", str(tested), str(other)])
+
+
+def test_an_interval_that_some_samples_leave_open_is_left_out() -> None:
+    """Two clips, one of them without words: a sample of that one alone has no error rate."""
+    clips = [scores.TestedClip("a", "", ""), scores.TestedClip("b", "a b", "a b")]
+    assert {name: interval for name, _, interval in scores.estimate_rates(clips)}["wer"] is None
+    low, high = scores.estimate_rates([scores.TestedClip("c", "a b", "a c")] * 5)[0][2] or (
+        0.0,
+        0.0,
+    )
+    assert 0 < low <= high
