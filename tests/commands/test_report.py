@@ -124,8 +124,7 @@ def test_an_interval_that_some_samples_leave_open_is_left_out() -> None:
     """Two clips, one of them without words: a sample of that one alone has no error rate."""
     clips = [scores.TestedClip("a", "", ""), scores.TestedClip("b", "a b", "a b")]
     assert {name: interval for name, _, interval in scores.estimate_rates(clips)}["wer"] is None
-    low, high = scores.estimate_rates([scores.TestedClip("c", "a b", "a c")] * 5)[0][2] or (
-        0.0,
-        0.0,
-    )
-    assert 0 < low <= high
+    spoken = [scores.TestedClip("c", "a b", "a c")] * 5
+    interval = scores.estimate_rates(spoken)[0][2]
+    assert interval is not None
+    assert 0 < interval[0] <= interval[1]
