@@ -29,7 +29,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
-from commands.links import LINKS, find_filled
+from commands.arguments import LINKS, check_filled, check_nulls, find_filled
 from commands.messages import explain, is_out_of_memory, is_refusal_of_lightning, shorten
 from datamodules.splits import SplitDataModule
 from engine import (
@@ -122,12 +122,13 @@ class SuiteCLI(LightningCLI):
         """Parse the command line.
 
         Raises:
-            UserError: if a key is unknown or a value is not of its type.
+            UserError: if a key is unknown, or a value null or not of its type.
         """
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise UserError(explain(str(error))) from error
+        check_nulls(self.config[self.config.subcommand])
         seed = self.config[self.config.subcommand].seed_everything
         if not 0 <= seed < 2**32:
             raise UserError(f"seed_everything {seed} is not between 0 and {2**32 - 1}")
@@ -206,9 +207,9 @@ class SuiteCLI(LightningCLI):
         Raises:
             UserError: if an argument is invalid.
         """
-        threads = self.config[self.subcommand].threads
-        if threads is not None:
-            torch.set_num_threads(threads)
+        config = self.config[self.subcommand]
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
@@ -216,9 +217,9 @@ class SuiteCLI(LightningCLI):
             while before := cause.__cause__ or cause.__context__:
                 cause = before
             if isinstance(cause, TypeError | AttributeError | LookupError | NameError):
+                check_filled(config.model, config.data)
                 raise cause from error  # jsonargparse hides a mistake in a class of the user's
             raise UserError(shorten(str(error))) from error
-        config = self.config[self.subcommand]
         if config.lr_factors and not config.get("optimizer"):
             raise UserError("lr_factors needs an optimizer: section in the configuration")
         if self.initial_checkpoint is not None:

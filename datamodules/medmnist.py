@@ -80,6 +80,8 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
             raise ValueError(f"steps_per_execution {steps_per_execution} is less than 1")
         if max_images is not None and max_images < 1:
             raise ValueError(f"max_images {max_images} is less than 1")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed {seed} is negative")
         self.flag = flag
         self.size = size
         self.url: str = info[f"url{suffix}"]

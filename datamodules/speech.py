@@ -101,6 +101,8 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             raise ValueError(f"batch_size {batch_size} is less than 1")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers {num_workers} is negative")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed {seed} is negative")
         if max_clips is not None and max_clips < 1:
             raise ValueError(f"max_clips {max_clips} is less than 1")
         if max_batch_seconds is not None and max_batch_seconds <= 0:

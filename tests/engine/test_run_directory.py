@@ -65,6 +65,10 @@ def test_damaged_rows_of_metrics_are_left_out(
         ),
         ("--seed_everything=-1", "seed_everything -1 is not between 0 and 4294967295"),
         ("--data.init_args.max_images=-1", "max_images -1 is less than 1"),
+        ("--data.init_args.seed=-1", "seed -1 is negative"),
+        ("--data.init_args.batch_size=null", "data.init_args.batch_size is null: give it"),
+        ("--optimizer.init_args.lr=null", "optimizer.init_args.lr is null: give it a value"),
+        ("--data=datamodules.BooleanDataModule", "needs class_names, which BooleanDataModule"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(
