@@ -149,8 +149,7 @@ def describe_search(model: SpeechRecognizer) -> dict[str, Any]:
         found |= {name: getattr(strategy, name) for name in found}
     elif type(strategy) is not GreedySearch:
         raise UserError(f"export: the search {type(strategy).__name__} cannot be exported")
-    maximum = getattr(strategy, "max_tokens", None) or model.network.decoder.max_tokens
-    return found | {"max_tokens": maximum}
+    return found | {"max_tokens": strategy.maximum(model.network)}
 
 
 def export_language_model(model: CharacterLanguageModel, folder: Path) -> dict[str, list[int]]:

@@ -7,7 +7,7 @@ from functools import partial
 
 from engine import RunDirectory
 from errors import UserError, extra
-from metrics import CharErrorRate, WordErrorRate, normalize_transcript
+from metrics import CharErrorRate, WordErrorRate
 
 with extra("report", "scoring by words and characters"):
     from kaldialign import align, bootstrap_wer_ci
@@ -81,12 +81,6 @@ def score(clips: list[TestedClip]) -> dict[str, float]:
     return rates
 
 
-def units(text: str, name: str) -> list[str]:
-    """Return the units that an error rate counts."""
-    text = normalize_transcript(text) if name.endswith("normalized") else text
-    return text.split() if name.startswith("wer") else list(text)
-
-
 def estimate_rates(
     clips: list[TestedClip],
 ) -> list[tuple[str, float, tuple[float, float] | None]]:
@@ -96,10 +90,10 @@ def estimate_rates(
     """
     rates: list[tuple[str, float, tuple[float, float] | None]] = []
     for name, value in score(clips).items():
-        pairs = [[units(text, name) for text in (c.reference, c.prediction)] for c in clips]
+        units = RATES[name]().units
         interval = bootstrap_wer_ci(
-            [reference for reference, _ in pairs],
-            [prediction for _, prediction in pairs],
+            [list(units(clip.reference)) for clip in clips],
+            [list(units(clip.prediction)) for clip in clips],
             replications=REPLICATIONS,
             seed=SEED,
         )
@@ -114,9 +108,10 @@ def compare_tests(first: list[TestedClip], second: list[TestedClip]) -> list[tup
     It is the fraction of paired bootstrap samples of clips in which it is (Bisani and Ney 2004).
     """
     found = []
-    for name in RATES:
+    for name, make in RATES.items():
+        units = make().units
         texts = [
-            [units(text, name) for text in column]
+            [list(units(text)) for text in column]
             for column in (
                 [clip.reference for clip in first],
                 [clip.prediction for clip in first],

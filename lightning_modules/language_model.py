@@ -1,8 +1,6 @@
 """Character language models: training, and loading one for beam search."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,13 +8,13 @@ from torchmetrics import MeanMetric
 
 from datamodules.transcripts import TextBatch
 from datamodules.vocabulary import CharacterVocabulary
-from engine import TrainingModule, find_checkpoint, read_checkpoint
+from engine import find_checkpoint, read_checkpoint
 from errors import UserError
-from lightning_modules.alphabets import adapt_rows
+from lightning_modules.character_task import CharacterTask
 from networks import CharacterLanguageModel
 
 
-class LanguageModel(TrainingModule):
+class LanguageModel(CharacterTask):
     """Train a network to predict the next character of a transcript.
 
     All stages log ``loss``, the cross-entropy per token in nats; validation and test also log
@@ -27,13 +25,12 @@ class LanguageModel(TrainingModule):
         vocabulary: vocabulary of the transcripts; filled from the data module.
     """
 
+    network: CharacterLanguageModel
     batch_type = TextBatch
     mixed_precision = True
 
     def __init__(self, network: CharacterLanguageModel, vocabulary: CharacterVocabulary) -> None:
-        super().__init__()
-        self.network = network
-        self.vocabulary = vocabulary
+        super().__init__(network, vocabulary)
         # By default, a MeanMetric leaves out a batch whose loss is NaN.
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.test_loss = MeanMetric(nan_strategy="disable")
@@ -73,17 +70,6 @@ class LanguageModel(TrainingModule):
     def on_test_epoch_end(self) -> None:
         """Log the loss in bits."""
         self.log("test/bits_per_character", self.test_loss.compute() / math.log(2))
-
-    def adapt_weights(
-        self, weights: dict[str, Tensor], checkpoint: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """Move the rows of shared characters; see `adapt_rows`."""
-        return adapt_rows(self, weights, checkpoint, "language model")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the alphabet, which names the rows of the weights."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["alphabet"] = self.vocabulary.alphabet
 
 
 class TrainedLanguageModel(CharacterLanguageModel):

@@ -12,9 +12,9 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from datamodules.speech_dataset import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
-from engine import TrainingModule, gather
+from engine import gather
 from errors import UserError
-from lightning_modules.alphabets import adapt_rows, copy_rows
+from lightning_modules.character_task import CharacterTask
 from lightning_modules.words import Calibration, Word, find_words, score_words
 from metrics import (
     CharErrorRate,
@@ -29,7 +29,7 @@ LJSPEECH_LONGEST = 10.1
 """Length in seconds of LJ Speech's longest clip."""
 
 
-class SpeechRecognizer(TrainingModule):
+class SpeechRecognizer(CharacterTask):
     """Train a `SpeechToText` network to transcribe speech, and evaluate its transcripts.
 
     Training, validation and test log means over tokens: ``loss``, which is minimized; ``nll``, the
@@ -56,6 +56,7 @@ class SpeechRecognizer(TrainingModule):
             has one that the loss would leave untrained, or a decoding strategy does not fit it.
     """
 
+    network: SpeechToText
     batch_type = SpeechBatch
     mixed_precision = True
 
@@ -68,7 +69,7 @@ class SpeechRecognizer(TrainingModule):
         decoding: DecodingStrategy | None = None,
         test_decoding: DecodingStrategy | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(network, vocabulary)
         if not 0 <= ctc_weight < 1:
             raise ValueError(f"ctc_weight {ctc_weight} is not in [0, 1)")
         if (ctc_weight > 0) != (network.ctc_head is not None):
@@ -77,8 +78,6 @@ class SpeechRecognizer(TrainingModule):
             )
         for strategy in filter(None, (decoding, test_decoding)):
             strategy.check(network)
-        self.network = network
-        self.vocabulary = vocabulary
         self.label_smoothing = label_smoothing
         self.ctc_weight = ctc_weight
         self.calibration = Calibration()
@@ -151,9 +150,8 @@ class SpeechRecognizer(TrainingModule):
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the alphabet, which names the rows of the weights, and what predict needs."""
+        """Add what predict needs."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["alphabet"] = self.vocabulary.alphabet
         checkpoint["longest_clip"] = self.longest_clip
         checkpoint["calibration"] = list(self.calibration)
 
@@ -164,13 +162,6 @@ class SpeechRecognizer(TrainingModule):
             UserError: if the weights are of other characters.
         """
         super().on_load_checkpoint(checkpoint)
-        alphabet = checkpoint.get("alphabet", self.vocabulary.alphabet)
-        if alphabet != self.vocabulary.alphabet:
-            raise UserError(
-                f"the checkpoint's alphabet is {alphabet!r}, this configuration's is "
-                f"{self.vocabulary.alphabet!r}: give the data.init_args.alphabet it was trained "
-                "with, or start another run from its weights with --init_from"
-            )
         self.longest_clip = checkpoint.get("longest_clip", LJSPEECH_LONGEST)
         self.calibration = Calibration(*checkpoint.get("calibration", ()))
 
@@ -182,15 +173,18 @@ class SpeechRecognizer(TrainingModule):
         Raises:
             UserError: if the checkpoint is not of a recognizer, or too old to have an alphabet.
         """
-        weights = adapt_rows(self, weights, checkpoint, "recognizer")
-        own, positions = self.state_dict(), "network.decoder.positions"
-        if positions in weights and positions in own:
-            learned, wanted = len(weights[positions]), len(own[positions])
-            if learned < wanted:
+        weights = super().adapt_weights(weights, checkpoint)
+        own, name = self.state_dict(), "network.decoder.positions"
+        if name in weights and name in own and weights[name].shape[1:] == own[name].shape[1:]:
+            learned, positions = weights[name], own[name].clone()
+            if len(learned) < len(positions):
                 rank_zero_info(
-                    f"{learned} of {wanted} positions kept; randomly initialized: the rest"
+                    f"{len(learned)} of {len(positions)} positions kept; randomly initialized: "
+                    "the rest"
                 )
-            weights[positions] = copy_rows(weights[positions], own[positions])
+            kept = min(len(learned), len(positions))
+            positions[:kept] = learned[:kept].to(positions)
+            weights[name] = positions
         return weights
 
     def training_losses(self, batch: SpeechBatch) -> tuple[dict[str, Tensor], Tensor]:

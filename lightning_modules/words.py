@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics.functional.classification import binary_calibration_error
@@ -71,7 +72,7 @@ def find_words(
     lengths = torch.tensor([len(row) - 2 for row in encoded], device=device)
     spoken = tokens[:, 1:-1]  # without start; the last column can only be stop or padding
     logs = network.ctc_log_probabilities(memory)
-    alignment = align(logs, memory_mask, spoken, lengths, blank=vocabulary.pad).cpu().numpy()
+    alignment = align(logs, memory_mask, spoken, lengths, blank=vocabulary.pad).numpy()
     ctc_logs, positions = logs.cpu().numpy(), memory_mask.sum(1).tolist()
     read = tokens[:, :-1][:, : network.decoder.max_tokens]  # a text that was cut has no stop token
     logs = network.decoder(read, memory, memory_mask).float().log_softmax(-1)
@@ -167,7 +168,7 @@ class Calibration(NamedTuple):
 
     def confidence(self, score: float) -> float:
         """Return the probability that a word with this score is correct."""
-        return float(_sigmoid(self.slope * _logit(np.array(score)) + self.offset))
+        return float(expit(self.slope * _logit(np.array(score)) + self.offset))
 
     @classmethod
     def fit(cls, scores: Sequence[float], right: Sequence[bool]) -> "Calibration":
@@ -179,7 +180,7 @@ class Calibration(NamedTuple):
         def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             margin = sign * (weights @ x)
             away = weights - prior
-            slope = -x @ (sign * _sigmoid(-margin)) / len(sign)
+            slope = -x @ (sign * expit(-margin)) / len(sign)
             value = np.logaddexp(0, -margin).mean() + RIDGE * (away @ away) / 2
             return float(value), slope + RIDGE * away
 
@@ -191,7 +192,3 @@ def _logit(score: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return log(p / (1 - p)) of log p, between -20 and 20."""
     score = np.minimum(score, -1e-9)
     return np.clip(score - np.log(-np.expm1(score)), -20, 20)
-
-
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1 / (1 + np.exp(-np.clip(x, -40, 40)))

@@ -138,9 +138,17 @@ class _ErrorRate(_PairwiseMetric):
         super().__init__(torch.int64)  # counts: exact
         self.normalize = normalize
 
-    def prepare(self, text: str) -> str:
-        """Return a text as it is compared."""
-        return normalize_transcript(text) if self.normalize else text
+    @abstractmethod
+    def split(self, text: str) -> Sequence[str]:
+        """Return the units of a text."""
+
+    def units(self, text: str) -> Sequence[str]:
+        """Return the units that are compared."""
+        return self.split(normalize_transcript(text) if self.normalize else text)
+
+    def score(self, prediction: str, reference: str) -> tuple[int, int]:
+        units = self.units(reference)
+        return Levenshtein.distance(self.units(prediction), units), len(units)
 
     def compute(self) -> Tensor:
         """Return the rate as a scalar; NaN without any pair."""
@@ -158,9 +166,8 @@ class CharErrorRate(_ErrorRate):
         normalize: whether to compare texts as `normalize_transcript` writes them.
     """
 
-    def score(self, prediction: str, reference: str) -> tuple[int, int]:
-        prediction, reference = self.prepare(prediction), self.prepare(reference)
-        return Levenshtein.distance(prediction, reference), len(reference)
+    def split(self, text: str) -> str:
+        return text
 
 
 class WordErrorRate(_ErrorRate):
@@ -172,6 +179,5 @@ class WordErrorRate(_ErrorRate):
         normalize: whether to compare texts as `normalize_transcript` writes them.
     """
 
-    def score(self, prediction: str, reference: str) -> tuple[int, int]:
-        words = self.prepare(reference).split()
-        return Levenshtein.distance(self.prepare(prediction).split(), words), len(words)
+    def split(self, text: str) -> list[str]:
+        return text.split()

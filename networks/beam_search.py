@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from networks.attention import BatchState, select_rows
 from networks.ctc import PrefixScores, accumulator
-from networks.decoding import DecodingStrategy, check_ctc, check_length, forbid
+from networks.decoding import DecodingStrategy, check_ctc, forbid
 from networks.language_model import CharacterLanguageModel
 from networks.speech_to_text import SpeechToText
 
@@ -64,7 +64,7 @@ class BeamSearch(DecodingStrategy):
         self.max_tokens = max_tokens
 
     def check(self, network: SpeechToText) -> None:
-        check_length(self.max_tokens, network)
+        super().check(network)
         if self.ctc_weight > 0:
             check_ctc(network)
 
@@ -79,8 +79,8 @@ class BeamSearch(DecodingStrategy):
         stop: int,
         pad: int,
     ) -> Tensor:
-        maximum = network.decoder.max_tokens if self.max_tokens is None else self.max_tokens
-        scorers = self._start_scorers(network, memory, memory_mask, stop, pad)
+        maximum = self.maximum(network)
+        scorers = self._start_scorers(network, memory, memory_mask, start, stop, pad)
         limits = (memory_mask.sum(1) + 1).clamp(max=maximum)  # the stop token takes no position
         if self.ctc_weight == 0:  # only with CTC does each token take a position of its own
             limits = torch.full_like(limits, maximum)
@@ -94,7 +94,7 @@ class BeamSearch(DecodingStrategy):
         scores[:, 0] = 0.0  # one hypothesis per clip, the empty text
         for length in range(1, maximum + 1):
             total = sum(
-                (weight * scorer.extend(tokens[:, :, -1].flatten()) for weight, scorer in scorers),
+                (weight * scorer.extend() for weight, scorer in scorers),
                 start=torch.zeros((), device=memory.device),
             )  # (clips · width, vocabulary)
             total = forbid(total, start, pad).unflatten(0, (-1, self.width))
@@ -133,23 +133,27 @@ class BeamSearch(DecodingStrategy):
         network: SpeechToText,
         memory: Tensor,
         memory_mask: Tensor,
+        start: int,
         stop: int,
         pad: int,
     ) -> list[tuple[float, "_Scorer"]]:
         """Return each scorer and its weight."""
         scorers: list[tuple[float, _Scorer]] = []
+        first = torch.full((len(memory) * self.width,), start, device=memory.device)
         if self.ctc_weight < 1:
             cache = network.decoder.start(memory, memory_mask, self.width)
             step = partial(network.decoder.step, cache=cache)
-            scorer = _StepScorer(step, self.width, cache.text, cache.memory)
+            scorer = _StepScorer(step, first, self.width, cache.text, cache.memory)
             scorers.append((1 - self.ctc_weight, scorer))
         if self.ctc_weight > 0:
             logs = network.ctc_log_probabilities(memory)
-            scorers.append((self.ctc_weight, _CTCScorer(logs, memory_mask, pad, self.width, stop)))
+            scores = PrefixScores(logs, memory_mask, blank=pad, width=self.width, stop=stop)
+            scorers.append((self.ctc_weight, scores))
         if self.language_model is not None and self.language_model_weight:
             model = self.language_model.to(memory.device).eval()
             state = model.start()
-            scorer = _StepScorer(partial(model.step, state=state), self.width, state)
+            step = partial(model.step, state=state)
+            scorer = _StepScorer(step, first, self.width, state)
             scorers.append((self.language_model_weight, scorer))
         return scorers
 
@@ -157,8 +161,8 @@ class BeamSearch(DecodingStrategy):
 class _Scorer(Protocol):
     """Scores of a batch's hypotheses, ``width`` rows per clip."""
 
-    def extend(self, last: Tensor) -> Tensor:
-        """Score each token after each hypothesis, whose last token is given: (rows, vocabulary)."""
+    def extend(self) -> Tensor:
+        """Score each token after each hypothesis: (rows, vocabulary)."""
 
     def append(self, rows: Tensor, tokens: Tensor) -> None:
         """Make row i the former row ``rows[i]``, which is of the same clip, and ``tokens[i]``."""
@@ -172,6 +176,7 @@ class _StepScorer:
 
     Args:
         step: maps tokens (rows,) to logits (rows, vocabulary) and updates the state.
+        start: first token of each row, (rows,).
         width: number of rows per clip.
         text: state of the hypotheses.
         memory: state that a clip's hypotheses share, one row per clip; none by default.
@@ -180,55 +185,27 @@ class _StepScorer:
     def __init__(
         self,
         step: Callable[[Tensor], Tensor],
+        start: Tensor,
         width: int,
         text: BatchState,
         memory: BatchState | None = None,
     ) -> None:
-        self.step, self.width, self.text, self.memory = step, width, text, memory
-        self.total: Tensor | None = None
+        self.step, self.last, self.width = step, start, width
+        self.text, self.memory = text, memory
+        self.total = torch.zeros_like(start, dtype=accumulator(start))
 
-    def extend(self, last: Tensor) -> Tensor:
-        logs = self.step(last).to(accumulator(last)).log_softmax(-1)
-        self.extended = logs if self.total is None else self.total[:, None] + logs
+    def extend(self) -> Tensor:
+        logs = self.step(self.last).to(self.total).log_softmax(-1)
+        self.extended = self.total[:, None] + logs
         return self.extended
 
     def append(self, rows: Tensor, tokens: Tensor) -> None:
-        self.total = self.extended[rows, tokens]
+        self.total, self.last = self.extended[rows, tokens], tokens
         self.text.reorder(rows)
 
     def select(self, clips: Tensor) -> None:
         rows = select_rows(clips, self.width)
-        assert self.total is not None
-        self.total = self.total[rows]
+        self.total, self.last = self.total[rows], self.last[rows]
         self.text.reorder(rows)
         if self.memory is not None:
             self.memory.reorder(clips)
-
-
-class _CTCScorer:
-    """Prefix probabilities of the CTC head; a text that ends has its whole probability.
-
-    Args:
-        log_probabilities: (clips, positions, vocabulary).
-        mask: (clips, positions), true on real positions.
-        blank: token of the blank.
-        width: number of rows per clip.
-        stop: token that ends a text.
-    """
-
-    def __init__(
-        self, log_probabilities: Tensor, mask: Tensor, blank: int, width: int, stop: int
-    ) -> None:
-        self.scores = PrefixScores(log_probabilities, mask, blank, width)
-        self.stop = stop
-
-    def extend(self, last: Tensor) -> Tensor:  # the prefixes are known
-        extended = self.scores.extend()
-        extended[:, self.stop] = self.scores.end()
-        return extended
-
-    def append(self, rows: Tensor, tokens: Tensor) -> None:
-        self.scores.append(rows, tokens)
-
-    def select(self, clips: Tensor) -> None:
-        self.scores.select(clips)

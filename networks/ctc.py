@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchaudio.functional import forced_align
 
 from networks.attention import select_rows
 
@@ -33,6 +34,8 @@ class PrefixScores:
     are computed as logarithms in float64, in which the differences of long sums are still exact
     enough.
 
+    A text that ends has its whole probability, n(T) + b(T) after the last position T.
+
     A row is one prefix; there are ``width`` rows per clip, one after another. All start empty.
 
     Args:
@@ -40,11 +43,15 @@ class PrefixScores:
         mask: (clips, positions), true on real positions.
         blank: token of the blank.
         width: number of prefixes per clip.
+        stop: token that ends a text; the head never emits it.
     """
 
-    def __init__(self, log_probabilities: Tensor, mask: Tensor, blank: int, width: int) -> None:
+    def __init__(
+        self, log_probabilities: Tensor, mask: Tensor, *, blank: int, width: int, stop: int
+    ) -> None:
         self.width = width
         self.blank = blank
+        self.stop = stop
         logs = log_probabilities.to(accumulator(log_probabilities))
         logs = logs.masked_fill(~mask[:, :, None], IMPOSSIBLE)
         # Blanks in the padding cost nothing: the end of the batch is the end of each clip.
@@ -59,19 +66,19 @@ class PrefixScores:
         self.last = torch.full(shape[:1], blank, device=logs.device)  # none yet
 
     def extend(self) -> Tensor:
-        """Return log P(gc…) of every extension c of each prefix g: (rows, vocabulary).
+        """Return log P(gc…) of every extension c of each prefix g, and log P(g) for the stop token.
 
-        The blank's column is meaningless.
+        The blank's column of (rows, vocabulary) is meaningless.
         """
         after_blank = self.ends_with_blank[:, :-1]
         after_any = torch.logaddexp(after_blank, self.ends_with_token[:, :-1])
         scores = self._sum(after_any)  # (rows, vocabulary)
         column = self.last[:, None]
-        return scores.scatter(1, column, self._sum(after_blank).gather(1, column))
-
-    def end(self) -> Tensor:
-        """Return the log-probability (rows,) that the text is the prefix, with nothing after it."""
-        return torch.logaddexp(self.ends_with_token[:, -1], self.ends_with_blank[:, -1])
+        scores = scores.scatter(1, column, self._sum(after_blank).gather(1, column))
+        scores[:, self.stop] = torch.logaddexp(
+            self.ends_with_token[:, -1], self.ends_with_blank[:, -1]
+        )
+        return scores
 
     def append(self, rows: Tensor, tokens: Tensor) -> None:
         """Replace the prefixes with extensions.
@@ -138,7 +145,7 @@ def best_path(log_probabilities: Tensor, mask: Tensor, blank: int) -> list[list[
 def align(
     log_probabilities: Tensor, mask: Tensor, tokens: Tensor, lengths: Tensor, blank: int
 ) -> Tensor:
-    """Find the most probable CTC path that spells each text (Viterbi).
+    """Find the most probable CTC path that spells each text; on the CPU.
 
     Args:
         log_probabilities: (batch, positions, vocabulary).
@@ -149,35 +156,20 @@ def align(
 
     Returns:
         (batch, positions) index of the token spoken at each position, -1 for a blank and in the
-        padding. A row is -1 everywhere if its clip has too few positions for the text.
+        padding. A row is -1 everywhere if its text is empty or its clip has too few positions for
+        it.
     """
-    batch, positions, _ = log_probabilities.shape
-    count = tokens.shape[1]
-    states = torch.full((batch, 2 * count + 1), blank, device=tokens.device)
-    states[:, 1::2] = tokens
-    logs = log_probabilities.gather(2, states[:, None, :].expand(-1, positions, -1))
-    # A token may follow another one without a blank in between if they differ.
-    skips = torch.zeros_like(states, dtype=torch.bool)
-    skips[:, 2:] = (states[:, 2:] != blank) & (states[:, 2:] != states[:, :-2])
-    score = logs[:, 0].clone()
-    score[:, 2:] = -torch.inf
-    steps = []
-    for t in range(1, positions):
-        stay = score
-        move = F.pad(score, (1, 0), value=-torch.inf)[:, :-1]
-        skip = F.pad(score, (2, 0), value=-torch.inf)[:, :-2].masked_fill(~skips, -torch.inf)
-        best, step = torch.stack((stay, move, skip)).max(0)
-        real = mask[:, t, None]
-        score = torch.where(real, best + logs[:, t], score)
-        steps.append(step.masked_fill(~real, 0))
-    last = 2 * lengths[:, None]  # the blank after the last token, or that token
-    ends = torch.cat((last, (last - 1).clamp(min=0)), dim=1)
-    best, choice = score.gather(1, ends).max(1)
-    state = ends.gather(1, choice[:, None])[:, 0]
-    path = [state]
-    for step in reversed(steps):
-        state = state - step.gather(1, state[:, None])[:, 0]
-        path.append(state)
-    found = torch.stack(path[::-1], dim=1)  # (batch, positions) indices of states
-    is_token = (found % 2 == 1) & mask & (best > -torch.inf)[:, None]
-    return torch.where(is_token, found // 2, -1)
+    logs, tokens = log_probabilities.cpu(), tokens.cpu()
+    found = torch.full(mask.shape, -1)
+    for i, (positions, length) in enumerate(
+        zip(mask.sum(1).tolist(), lengths.tolist(), strict=True)
+    ):
+        text = tokens[i, :length]
+        blanks = int((text[1:] == text[:-1]).sum())  # needed between equal tokens
+        if not 0 < length <= positions - blanks:
+            continue
+        path = forced_align(logs[i : i + 1, :positions].contiguous(), text[None], blank=blank)[0][0]
+        is_token = path != blank
+        begins = is_token & (path != F.pad(path[:-1], (1, 0), value=blank))
+        found[i, :positions] = torch.where(is_token, begins.cumsum(0) - 1, -1)
+    return found

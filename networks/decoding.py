@@ -16,10 +16,28 @@ class DecodingStrategy(ABC):
     A strategy drives the network's decoder with `TextDecoder.start` and `TextDecoder.step`, and may
     reorder the cache's texts in between, as a beam search does. It may also use the network's CTC
     head, if there is one.
+
+    Attributes:
+        max_tokens: maximum length of a text, the stop token included; None for the decoder's own.
     """
 
-    def check(self, network: SpeechToText) -> None:  # noqa: B027 # most strategies fit any network
-        """Raise a ValueError if the strategy cannot be used with the network."""
+    max_tokens: int | None = None
+
+    def maximum(self, network: SpeechToText) -> int:
+        """Return the maximum length of a text."""
+        return network.decoder.max_tokens if self.max_tokens is None else self.max_tokens
+
+    def check(self, network: SpeechToText) -> None:
+        """Check that the strategy can be used with the network.
+
+        Raises:
+            ValueError: if it cannot, such as if it may write more tokens than the decoder can read.
+        """
+        if self.maximum(network) > network.decoder.max_tokens:
+            raise ValueError(
+                f"the search's max_tokens {self.max_tokens} is larger than the decoder's "
+                f"{network.decoder.max_tokens}"
+            )
 
     @abstractmethod
     def decode(
@@ -48,15 +66,6 @@ class DecodingStrategy(ABC):
         """
 
 
-def check_length(max_tokens: int | None, network: SpeechToText) -> None:
-    """Raise a ValueError if a search may write more tokens than the decoder can read."""
-    if max_tokens is not None and max_tokens > network.decoder.max_tokens:
-        raise ValueError(
-            f"the search's max_tokens {max_tokens} is larger than the decoder's "
-            f"{network.decoder.max_tokens}"
-        )
-
-
 def check_ctc(network: SpeechToText) -> None:
     """Raise a ValueError if there is no CTC head."""
     if network.ctc_head is None:
@@ -82,9 +91,6 @@ class GreedySearch(DecodingStrategy):
     def __init__(self, max_tokens: int | None = None) -> None:
         self.max_tokens = max_tokens
 
-    def check(self, network: SpeechToText) -> None:
-        check_length(self.max_tokens, network)
-
     @torch.no_grad()
     def decode(
         self,
@@ -97,7 +103,7 @@ class GreedySearch(DecodingStrategy):
         pad: int,
     ) -> Tensor:
         decoder = network.decoder
-        max_tokens = decoder.max_tokens if self.max_tokens is None else self.max_tokens
+        max_tokens = self.maximum(network)
         cache = decoder.start(memory, memory_mask)
         rows = torch.arange(len(memory), device=memory.device)  # clips that are still read
         tokens = torch.full_like(rows, start)
@@ -121,6 +127,7 @@ class CTCGreedySearch(DecodingStrategy):
     """Take the CTC head's most probable token at each position; the decoder is not used."""
 
     def check(self, network: SpeechToText) -> None:
+        super().check(network)
         check_ctc(network)
 
     @torch.no_grad()

@@ -35,6 +35,15 @@ def model(tones: Path) -> list[str]:
     ]
 
 
+def test_weights_of_other_characters_are_refused(
+    model: list[str], run_cli: Callable[..., Path], fail_cli: Callable[..., str]
+) -> None:
+    """Also where the alphabets have the same length, so that the weights would fit."""
+    run_cli("fit", *model, "--trainer.max_epochs=1")
+    message = fail_cli("test", *model, "--data.init_args.corpus.init_args.alphabet= hgfedcba")
+    assert "the checkpoint's alphabet is ' abcdefgh', this configuration's is ' hgf" in message
+
+
 def test_a_trained_language_model_joins_the_beam_search(
     model: list[str],
     small: list[str],

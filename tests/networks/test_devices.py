@@ -43,7 +43,7 @@ from networks import (
 )
 from networks.attention import AttentionKernel, KeyValues, SoftmaxAttention, maclaurin
 from networks.boolean import interval_labels, sign
-from networks.ctc import PrefixScores, align
+from networks.ctc import PrefixScores
 
 GPU = torch.device("cuda:0")
 SERIES = MaclaurinAttention(terms=3, max_logit=1.0)
@@ -171,12 +171,11 @@ def search_a_beam() -> None:
 
 def score_prefixes() -> object:
     logs = torch.rand(3, 11, TOKENS, device=GPU)
-    scores = PrefixScores(logs, memory()[1], blank=2, width=2)
-    before = scores.extend(), scores.end()
+    scores = PrefixScores(logs, memory()[1], blank=2, width=2, stop=1)
+    before = scores.extend()
     scores.append(torch.zeros(6, dtype=torch.long, device=GPU), tokens(2).flatten())
     scores.select(torch.zeros(1, dtype=torch.long, device=GPU))
-    lengths = torch.full((3,), 7, device=GPU)
-    return before, scores.extend(), align(logs, memory()[1], tokens(), lengths, blank=2)
+    return before, scores.extend()
 
 
 def attend_causally(kernel: AttentionKernel) -> object:
@@ -270,7 +269,7 @@ CASES: dict[str, Callable[[], object]] = {
     **{f"decoding, {decoder.__name__}": partial(decode, decoder) for decoder in DECODERS},
     "GreedySearch": search_greedily,
     "BeamSearch": search_a_beam,
-    "PrefixScores and align": score_prefixes,
+    "PrefixScores": score_prefixes,
     "SpeechRecognizer's losses": recognizer_losses,
     "SpeechRecognizer's deterministic losses": deterministic_losses,
     "ImageClassifier's loss": classifier_losses,
