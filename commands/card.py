@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from torch import Tensor
 
 from commands.folders import find_scores, make_console, refuse_existing, shorten_paths
 from commands.scores import TestedClip, estimate_rates, read_test
 from commands.stages import load_run
-from commands.tables import describe_changes
-from engine import RunDirectory, apply_changes, read_rows
+from commands.tables import describe_changes, read_curves
+from engine import RunDirectory, apply_changes
 from errors import UserError, extra
+from lightning_modules import SpeechRecognizer
+from lightning_modules.classifier import Classifier
 from lightning_modules.words import mark_correct, measure_confidence
+from networks import get_number_trainable_params
 
 with extra("report", "card"):
     import jinja2
@@ -38,7 +42,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "SpeechRecognizer": Task(
+    SpeechRecognizer: Task(
         "automatic-speech-recognition",
         "A recognizer that transcribes speech.",
         "python cli.py predict {} recording.wav",
@@ -47,7 +51,7 @@ The scores hold for speech like that of the test clips: their voices, style of r
 conditions. Other voices, noise, music, other languages and several people at once were not tested.
 A word may be wrong although its confidence is high.""",
     ),
-    "ImageClassifier": Task(
+    Classifier: Task(
         "image-classification",
         "A classifier of images.",
         "python cli.py predict {} image.png",
@@ -56,6 +60,7 @@ The scores hold for images like those of the test set: their devices, preparatio
 model is not a medical device and must not be used to decide on patients.""",
     ),
 }
+"""Text by class of the model."""
 OTHER = Task(None, "A model.", "python cli.py test --config {}/config.yaml", "Not stated.")
 
 
@@ -77,9 +82,9 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
     refuse_existing(output)
     if notes is not None and not notes.is_file():
         raise UserError(f"--notes {notes} does not exist")
-    model, _, _, checkpoint = load_run(path)
+    model, data, _, checkpoint = load_run(path)
     config = shorten_paths(run.read_config())
-    task = TASKS.get(type(model).__name__, OTHER)
+    task = next((task for kind, task in TASKS.items() if isinstance(model, kind)), OTHER)
     tested = find_scores(run, checkpoint["global_step"])
     tested_config = apply_changes(config, tested.changed if tested else {})
     found = sorted(tested.metrics.items()) if tested else []
@@ -90,13 +95,13 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
         for name, _, interval in (estimate_rates(clips) if clips else ())
         if interval
     }
-    weights = sum(p.numel() for p in model.parameters())
+    state = checkpoint.get(type(data).__qualname__, {})
     values = {
         "front": write_front(name, task.tag, licence, tested_config, scores),
         "name": name,
         "summary": task.summary,
-        "model": describe_model(config, checkpoint, getattr(model, "parameter_count", weights)),
-        "training": describe_training(run, config, checkpoint),
+        "model": describe_model(config, checkpoint, get_number_trainable_params(model)),
+        "training": describe_training(run, config, checkpoint, state.get("samples")),
         "scores": [(key, f"{x:.4f}", intervals.get(key, "")) for key, x in scores.items()],
         "scored": describe_test(clips, tested.changed if tested else {}),
         "confidence": read_confidence(run, clips),
@@ -182,17 +187,24 @@ def describe_part(name: str, part: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def describe_training(
-    run: RunDirectory, config: Mapping[str, Any], checkpoint: Mapping[str, Any]
+    run: RunDirectory,
+    config: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    samples: Tensor | None,
 ) -> list[tuple[str, str]]:
-    """Return the data, the length and the settings of the training."""
+    """Return the data, the length and the settings of the training.
+
+    Args:
+        run: run directory.
+        config: configuration of the training.
+        checkpoint: what was trained.
+        samples: (clips,) number of samples of each training clip; None without clips.
+    """
     data = settings_of(config["data"])
     rows = [("data", name_data(config))]
-    lengths = next(
-        (v["samples"] for v in checkpoint.values() if isinstance(v, dict) and "samples" in v), None
-    )
-    if lengths is not None and data.get("sample_rate"):
-        hours = float(lengths.sum()) / data["sample_rate"] / 3600
-        rows.append(("training clips", f"{len(lengths):,}, {hours:.2f} hours"))
+    if samples is not None:
+        hours = float(samples.sum()) / data["sample_rate"] / 3600
+        rows.append(("training clips", f"{len(samples):,}, {hours:.2f} hours"))
     for key in ("splits", "normalize_text", "augment", "batch_size", "max_batch_seconds"):
         value = data.get(key)
         if isinstance(value, dict):
@@ -207,11 +219,10 @@ def describe_training(
     rows.append(("seed", str(config["seed_everything"])))
     step = f"epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']:,}"
     rows.append(("checkpoint", step))
-    logged = read_rows(run.metrics) if run.metrics.is_file() else []
-    seconds = [float(row["time/epoch"]) for row in logged if row.get("time/epoch")]
+    curves = read_curves(run.metrics)
+    seconds = curves.get("time/epoch", {}).values()
     if seconds:  # of epochs that were not interrupted
-        epochs = len({row["epoch"] for row in logged if row.get("train/loss")})
-        mean = sum(seconds) / len(seconds)
+        epochs, mean = len(curves["train/loss"]), sum(seconds) / len(seconds)
         rows.append(("training time", f"{epochs} epochs of {mean:.0f} s on average"))
     return rows
 

@@ -174,18 +174,13 @@ class ExportableClassifier(nn.Module):
 
     def __init__(self, model: ImageClassifier, pixel_divisor: float) -> None:
         super().__init__()
-        self.network = model.network
-        self.mirror = model.mirror
+        self.model = model
         self.pixel_divisor = pixel_divisor
 
     def forward(self, images: Tensor) -> Tensor:
         """Uint8 images (batch, size, size) or (batch, size, size, 3) → (batch, classes)."""
         x = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        x = x.float() / self.pixel_divisor
-        logits: Tensor = self.network(x)
-        if self.mirror:
-            logits = (logits + self.network(x.flip(-1))) / 2
-        return logits.softmax(-1)
+        return self.model.logits(x.float() / self.pixel_divisor).softmax(-1)
 
 
 def export_classifier(

@@ -6,7 +6,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
 
-from engine import Reproducibility, RunDirectory, find_callbacks, find_changes
+from engine import Reproducibility, RunDirectory, find_callbacks, find_changes, whole_file
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -19,7 +19,6 @@ class SaveFitConfig(SaveConfigCallback):
         """Save when training starts."""
         if trainer.is_global_zero:
             run = RunDirectory(Path(trainer.default_root_dir))
-            run.path.mkdir(parents=True, exist_ok=True)
             before = run.read_config() if trainer.ckpt_path and run.config.is_file() else {}
             config = self.config.clone()
             if trainer.ckpt_path:  # a resumed run keeps its seed, and the weights it began with
@@ -27,8 +26,7 @@ class SaveFitConfig(SaveConfigCallback):
                 if before.get("seed_everything") is not False:
                     config.seed_everything = engine.seed
                 config.init_from = before.get("init_from", config.init_from)
-            part = run.path / "config.yaml.part"
-            self.parser.save(config, part, skip_unset=False, overwrite=True, multifile=False)
-            part.replace(run.config)
+            with whole_file(run.config) as part:
+                self.parser.save(config, part, skip_unset=False, overwrite=True, multifile=False)
             for key, (old, new) in find_changes(before, run.read_config()).items():
                 rank_zero_info(f"{key} was {old} and is {new} now")

@@ -1,16 +1,14 @@
 """What commands that write for other people share: new folders, no paths of this machine."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import urlparse
 
 from rich.console import Console
 
-from engine import RunDirectory, Scores
+from engine import RunDirectory, Scores, whole_folder
 from errors import UserError
 
 
@@ -32,10 +30,12 @@ def refuse_missing_data(data: Any, path: Path) -> None:
         data: the run's data module.
         path: run directory.
     """
-    if not data.root.exists():
+    if not data.is_present():
+        roots = [corpus.root for corpus in getattr(data, "corpora", [data])]
+        missing = ", ".join(str(root) for root in roots if not root.exists())
         raise UserError(
-            f"{data.root}, the data of {path}, does not exist: put the corpus there, or change "
-            f"root in {RunDirectory(path).config}"
+            f"{missing}, data of {path}, does not exist: put the corpus there, or change root in "
+            f"{RunDirectory(path).config}"
         )
 
 
@@ -47,14 +47,8 @@ def new_folder(output: Path) -> Iterator[Path]:
         UserError: if the output exists.
     """
     refuse_existing(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(output) as folder:
+        yield folder
 
 
 def shorten_paths(value: Any) -> Any:

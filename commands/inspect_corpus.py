@@ -152,8 +152,8 @@ def summarize_split(found: list[Recording], data: SpeechDataModule) -> dict[str,
 
 def find_unknown(text: str, data: SpeechDataModule) -> list[str]:
     """Return the characters of a text that the vocabulary spells as unknown."""
-    unknown, tokens = data.vocabulary.unknown, data.vocabulary.encode_characters(text)
-    return [c for c, token in zip(text, tokens, strict=False) if token == unknown]
+    vocabulary = data.vocabulary
+    return [c for c in vocabulary.fold(text) if c not in vocabulary.alphabet]
 
 
 def show_counts(counts: Counter[str]) -> str:
@@ -217,9 +217,7 @@ def draw(recordings: dict[str, list[Recording]], data: SpeechDataModule, path: P
     sizes.set(xlabel="seconds", ylabel="characters", title="transcripts")
     lengths.legend()
     texts = "".join(r.clip.text for found in recordings.values() for r in found)
-    if data.vocabulary.lower_case:
-        texts = texts.lower()
-    frequent = Counter(texts).most_common(40)
+    frequent = Counter(data.vocabulary.fold(texts)).most_common(40)
     known = ["C0" if c in data.vocabulary.alphabet else "C3" for c, _ in frequent]
     positions = range(len(frequent))
     letters.bar(positions, [n for _, n in frequent], color=known)

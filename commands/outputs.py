@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from commands.folders import refuse_existing
 from commands.formats import SUBTITLES, Record, header, render
+from engine import whole_file
 from errors import UserError
 
 
@@ -190,10 +191,8 @@ class Folder:
 
 def write_whole(path: Path, parts: Iterator[str] | list[str]) -> None:
     """Write a file that appears only when it is complete."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         file.writelines(map(printable, parts))
-    temporary.replace(path)
 
 
 def printable(text: str) -> str:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
+from commands.folders import make_console
 from errors import UserError
-from networks.boolean import check_interval
+from networks.boolean import check_interval, interval_labels
 from networks.separability import Certificate, Mixture, Separation, separate, signs
 
 MAX_DIMENSION = 16
@@ -36,15 +37,14 @@ def separable(dimension: int, low: int, high: int, output: Path) -> None:
             f"{MAX_DIMENSION} (docs/boolean_functions.md answers for any dimension)"
         )
     points = signs(dimension)
-    totals = points.sum(1)
-    labels = np.where((totals >= low) & (totals <= high), 1, -1)
+    labels = interval_labels(torch.from_numpy(points), low, high).numpy()
     found = separate(points, labels)
-    console = Console(highlight=False)
+    console = make_console()
     console.print(
         f"f(x) = +1 iff {low} ≤ x1 + … + x{dimension} ≤ {high}, on {{−1, +1}}^{dimension}: +1 on "
         f"{(labels > 0).sum():,} of {len(labels):,} inputs."
     )
-    console.print(explain(found), soft_wrap=True)
+    console.print(explain(found))
     if dimension == 2:
         output.mkdir(parents=True, exist_ok=True)
         path = output / f"separable_{low}_{high}.png"
@@ -56,12 +56,11 @@ def explain(found: Separation | Certificate) -> str:
     """Return the answer and its proof as sentences."""
     if isinstance(found, Separation):
         return f"One perceptron computes it: {found}."
-    mean = ", ".join(str(x) for x in found.common_mean())
     return (
         "No perceptron computes it. Inputs with f = +1 and inputs with f = −1 have a common mean,\n"
         f"  f = +1:  {_format(found.positives)}\n"
         f"  f = −1:  {_format(found.negatives)}\n"
-        f"both are ({mean}); there w·x + b would be above 0 and below 0 at once."
+        f"both are {found}; there w·x + b would be above 0 and below 0 at once."
     )
 
 

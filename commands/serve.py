@@ -224,7 +224,7 @@ def load_runs(
 
 def find_examples(data: Any) -> list[str]:
     """Return a few test clips of a corpus; none if it is not on this machine."""
-    if not isinstance(data, SpeechDataModule) or not data.root.exists():
+    if not isinstance(data, SpeechDataModule) or not data.is_present():
         return []
     try:
         transcripts = data.split_transcripts()["test"]

@@ -100,6 +100,11 @@ class BuildingCLI(SuiteCLI):
         """Write nothing."""
 
 
+def as_argument(value: Any) -> str:
+    """Return a value of a YAML as the command line writes it: ``null`` for None."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 ON_CPU = ("accelerator=cpu", "devices=1", "num_nodes=1", "strategy=auto", "precision=32-true")
 
 
@@ -141,7 +146,7 @@ def load_run(
     where += [f"--trainer.default_root_dir={home.parent}", f"--experiment={home.name}"]
     where += [f"--ckpt_path={path.absolute()}", "--threads=null"]
     for key, value in (changed or {}).items():
-        where.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+        where.append(f"--{key}={as_argument(value)}")
     if run.language_model.is_file():  # the path in config.yaml holds where it was packed
         search = "--model.init_args.test_decoding.init_args"
         where += [f"{search}.language_model.init_args.run={run.language_model.absolute()}"]

@@ -5,7 +5,6 @@ them. If that process dies, the trial is queued again and its run resumes. See d
 """
 
 import itertools
-import json
 import math
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from jsonargparse.typing import PositiveInt
 
 from commands.folders import make_console
 from commands.messages import shorten
-from commands.stages import parse
+from commands.stages import as_argument, parse
 from commands.tables import draw_curves, read_curves, write_table
 from engine import RunDirectory, lock, read_rows
 from errors import UserError, extra
@@ -31,7 +30,7 @@ with extra("sweep", "sweep"):
     import optuna
     from optuna.pruners import MedianPruner, NopPruner
     from optuna.samplers import TPESampler
-    from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+    from optuna.storages import JournalStorage, RetryHeartbeatStaleTrialCallback
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, TrialState
 
@@ -39,7 +38,6 @@ CLI = str(Path(__file__).parent.parent / "cli.py")
 SEED = 42
 POLL = 1.0  # seconds between checks of a running fit or of other processes
 LOCK_DELAY = 10.0  # seconds; a process locks the run of its trial much sooner
-HEARTBEAT, GRACE_PERIOD = 15, 60  # seconds; only with a database
 
 
 def run_sweep(config: Path, others: Sequence[str], storage: str | None) -> None:
@@ -70,11 +68,6 @@ def is_tested(run: RunDirectory) -> bool:
         return run.read_scores() is not None
     except UserError:  # they are damaged
         return False
-
-
-def as_argument(value: Any) -> str:
-    """Return a value of a YAML as the command line writes it: ``null`` for None."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Sweep:
@@ -130,17 +123,11 @@ class Sweep:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         search, count = self.yaml.search, self.yaml.trials
-        self.has_heartbeats, self.retry = bool(url), RetryHeartbeatStaleTrialCallback()
+        self.retry = RetryHeartbeatStaleTrialCallback()
+        journal = str(self.folder / "journal.log")
         try:
             self.study = optuna.create_study(
-                storage=RDBStorage(
-                    url,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=GRACE_PERIOD,
-                    heartbeat_stale_trial_callback=self.retry,
-                )
-                if url
-                else JournalStorage(JournalFileBackend(str(self.folder / "journal.log"))),
+                storage=url or JournalStorage(JournalFileBackend(journal)),
                 pruner=MedianPruner(n_startup_trials=3) if self.yaml.pruning else NopPruner(),
                 study_name=self.folder.name,
                 direction="minimize" if self.mode == "min" else "maximize",
@@ -207,13 +194,8 @@ class Sweep:
                 time.sleep(POLL)
 
     def retry_dead(self) -> None:
-        """Queue the trials of dead processes again.
-
-        With a database, Optuna uses heartbeats. With the journal, which has none, a trial is dead
-        if no process locks its run.
-        """
-        optuna.storages.fail_stale_trials(self.study)
-        for run, trial in {}.items() if self.has_heartbeats else self.trials().items():
+        """Queue the trials of dead processes again: those whose run no process locks."""
+        for run, trial in self.trials().items():
             began = trial.datetime_start.timestamp() if trial.datetime_start else math.inf
             if trial.state == TrialState.RUNNING and time.time() - began > LOCK_DELAY:
                 with suppress(BlockingIOError), lock(self.folder / f"{run:02d}.lock", wait=False):
@@ -310,7 +292,7 @@ class Sweep:
         rows, curves = [], {}
         for trial in trials:
             path = self.run(trial).path
-            curve = read_curves(path / "metrics.csv")
+            curve = read_curves(self.run(trial).metrics)
             last = {name: [*values.values()][-1] for name, values in curve.items()}
             figures = [trial.value, last.get(self.monitor), last.get("train/loss")]
             figures.append(sum(curve.get("time/epoch", {}).values()))

@@ -25,13 +25,12 @@ class MultiCorpusDataModule(SpeechDataModule):
         super().__init__(root=str(corpora[0].root), **kwargs)
         self.corpora = list(corpora)
 
-    def prepare_data(self) -> None:
-        """Get each corpus that is missing."""
-        if self._predicts_files():
-            return
+    def get_corpus(self) -> None:
         for corpus in self.corpora:
-            corpus.trainer = self.trainer
-            corpus.prepare_data()
+            corpus.get_corpus()
+
+    def is_present(self) -> bool:
+        return all(corpus.is_present() for corpus in self.corpora)
 
     def read_transcripts(self) -> list[Transcript]:
         return [

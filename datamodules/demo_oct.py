@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.octmnist import OCTMNISTDataModule
-from engine import creation
+from engine import creation, whole_file
 from errors import UserError
 
 CORPUS_SEED = 0  # the seed of training does not change the images
@@ -67,11 +67,8 @@ def write_file(path: Path, images: int, size: int) -> None:
     ):
         arrays[f"{split}_images"] = draw_retinas(labels, size, random)
         arrays[f"{split}_labels"] = labels.astype(np.uint8)[:, None]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with whole_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    part.replace(path)
 
 
 def draw_retinas(

@@ -49,14 +49,12 @@ class LJSpeechDataModule(SpeechDataModule):
             for id, text, source in read_metadata(self.root / "metadata.csv")
         ]
 
-    def prepare_data(self) -> None:
-        """Download and unpack the archive if ``root`` does not exist; runs in one process.
+    def get_corpus(self) -> None:
+        """Download and unpack the archive if ``root`` does not exist.
 
         Raises:
             UserError: if this fails; says what to do instead.
         """
-        if self._predicts_files():
-            return
         with creation(self.root) as is_missing:
             if is_missing:
                 self.make_root()

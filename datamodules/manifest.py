@@ -63,6 +63,6 @@ def read_entry(line: str, source: str, folder: Path) -> Transcript:
         raise UserError(f"{source}: split {split!r} must be one of {', '.join(SPLITS)}")
     path = entry["audio_filepath"]
     id = path if entry.get("id") is None else str(entry["id"])
-    if "|" in id or len(id.splitlines()) > 1:
+    if "|" in id or "".join(id.splitlines()) != id:
         raise UserError(f"{source}: the id {id!r} must not contain | or a line break")
     return Transcript(id, folder / path, entry["text"], source, split)

@@ -141,13 +141,26 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         """
 
     def prepare_data(self) -> None:
-        """Check that the corpus exists.
+        """Get the corpus unless other recordings are to be predicted; runs in one process.
 
         Raises:
-            UserError: if it does not.
+            UserError: if this fails.
         """
-        if not self.root.exists() and not self._predicts_files():
+        if not self._predicts_files():
+            self.get_corpus()
+
+    def get_corpus(self) -> None:
+        """Download or create the corpus if it is missing; by default, only check.
+
+        Raises:
+            UserError: if it is still missing.
+        """
+        if not self.is_present():
             raise UserError(f"{self.root} does not exist: set --data.init_args.root")
+
+    def is_present(self) -> bool:
+        """Return whether the corpus is on this machine."""
+        return self.root.exists()
 
     def longest_clip(self) -> float:
         """Return the length of the longest training clip in seconds."""

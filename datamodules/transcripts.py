@@ -95,8 +95,7 @@ class TranscriptDataModule(SplitDataModule[TextDataset]):
 
     def prepare_data(self) -> None:
         """Get the corpus if it is missing."""
-        self.corpus.trainer = self.trainer
-        self.corpus.prepare_data()
+        self.corpus.get_corpus()
 
     def setup(self, stage: str) -> None:
         """Read the transcripts.

@@ -35,17 +35,20 @@ class CharacterVocabulary:
     def __len__(self) -> int:
         return len(self.symbols)
 
+    def fold(self, text: str) -> str:
+        """Return a text in lower case, unless the alphabet has upper-case letters."""
+        return text.lower() if self.lower_case else text
+
     def encode(self, text: str) -> list[int]:
         """Return a text's tokens between start and stop."""
         return [self.start, *self.encode_characters(text), self.stop]
 
     def encode_characters(self, text: str) -> list[int]:
         """Return a text's tokens without start and stop; unknown characters become ``#``."""
-        text = text.lower() if self.lower_case else text
         # A special symbol in the text is treated as an unknown character.
         return [
             self.unknown if character in self.special else self._tokens.get(character, self.unknown)
-            for character in text
+            for character in self.fold(text)
         ]
 
     def knows(self, text: str) -> bool:

@@ -10,7 +10,7 @@ from engine.checkpoints import RunCheckpoint
 from engine.distributed import gather, is_lost_peer, leave_process_group, observe_patiently
 from engine.initialization import group_parameters, initialize_from
 from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
-from engine.locks import creation, hold, lock
+from engine.locks import creation, lock
 from engine.memory import keep_freed_memory
 from engine.metrics_csv import MetricsCSV, read_rows
 from engine.optimizer_settings import OptimizerSettings, fuse_steps
@@ -27,6 +27,7 @@ from engine.run_statistics import RunStatistics
 from engine.settings import apply_changes, find_changes
 from engine.signals import GracefulShutdown, Interrupted
 from engine.training import NonFiniteLossError, TrainingModule, describe
+from engine.whole import whole_file, whole_folder
 
 __all__ = [
     "DurableCheckpointIO",
@@ -55,7 +56,6 @@ __all__ = [
     "fuse_steps",
     "gather",
     "group_parameters",
-    "hold",
     "initialize_from",
     "is_lost_peer",
     "keep_freed_memory",
@@ -65,4 +65,6 @@ __all__ = [
     "outlive_signals",
     "read_checkpoint",
     "read_rows",
+    "whole_file",
+    "whole_folder",
 ]

@@ -9,6 +9,8 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
+from engine.whole import whole_file
+
 
 class MetricsCSV(Logger):
     """Logger that writes one row per call, with the columns epoch, step and the metrics so far.
@@ -79,14 +81,12 @@ class MetricsCSV(Logger):
             self._kept = {frozenset(row) for row in rows if row.get("step") == last}
         self._is_started = True
         self._columns += sorted({*new, *(key for row in rows for key in row)} - {*self._columns})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".csv.part")
-        self._file = part.open("w", newline="", encoding="utf-8")
-        writer = csv.DictWriter(self._file, self._columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        self._file.flush()
-        part.replace(self.path)
+        with whole_file(self.path) as part:
+            self._file = part.open("w", newline="", encoding="utf-8")
+            writer = csv.DictWriter(self._file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+            self._file.flush()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

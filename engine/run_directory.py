@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from engine.locks import hold
+from engine.whole import whole_file
 from errors import UserError
 
 LOCK = ".lock"
@@ -89,11 +90,9 @@ class RunDirectory:
 
     def write_scores(self, scores: Scores) -> None:
         """Write ``test_metrics.json``."""
-        self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(scores), indent=2)
-        part = self.path / "test_metrics.json.part"
-        part.write_text(f"{text}\n", encoding="utf-8")
-        part.replace(self.test_metrics)
+        with whole_file(self.test_metrics) as part:
+            part.write_text(f"{text}\n", encoding="utf-8")
 
     def read_scores(self) -> Scores | None:
         """Return the scores of the latest test; None if there was none.

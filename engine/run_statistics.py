@@ -6,6 +6,8 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
+from networks import get_number_trainable_params
+
 
 class RunStatistics(Callback):
     """Log ``parameters`` once and ``time/epoch``, in seconds, every epoch.
@@ -19,9 +21,7 @@ class RunStatistics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the number of parameters that training changes."""
-        count = getattr(pl_module, "parameter_count", None)
-        if count is None:
-            count = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        count = get_number_trainable_params(pl_module)
         rank_zero_info(f"{count:,} trainable parameters")
         self._log(trainer, "parameters", count, trainer.global_step)
         # A run resumed in the middle of an epoch does not start that epoch, and cannot time it.

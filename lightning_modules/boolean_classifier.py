@@ -74,10 +74,9 @@ class BooleanClassifier(TrainingModule):
         if isinstance(found, Separation):
             rank_zero_info(f"{name}. One perceptron computes it: {found}.")
         else:
-            mean = ", ".join(map(str, found.common_mean()))
             rank_zero_info(
                 f"{name}. No perceptron computes it, because inputs with f = +1 and inputs with "
-                f"f = −1 have the common mean ({mean}): training will not reach accuracy 1."
+                f"f = −1 have the common mean {found}: training will not reach accuracy 1."
             )
 
     def training_losses(self, batch: BooleanBatch) -> tuple[dict[str, Tensor], int]:

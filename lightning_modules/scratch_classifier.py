@@ -37,11 +37,6 @@ class ScratchClassifier(Classifier):
             }
         )
 
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters that training changes, though not by autograd."""
-        return sum(array.size for array in self.network.parameters.values())
-
     def configure_optimizers(self) -> Optimizer:
         """Return an optimizer that changes nothing: the trainer needs one."""
         return SGD(self.parameters_.values(), lr=0.0)

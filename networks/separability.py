@@ -46,6 +46,10 @@ class Certificate:
     positives: Mixture
     negatives: Mixture
 
+    def __str__(self) -> str:
+        """Return the mean as a point, such as ``(0, 1/2)``."""
+        return f"({', '.join(map(str, self.common_mean()))})"
+
     def common_mean(self) -> tuple[Fraction, ...]:
         """Return the point that both combinations are."""
         return mean(self.positives)

@@ -1,7 +1,6 @@
 """Speak transcripts to a folder in LJ Speech's layout."""
 
 import random
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import soundfile
 from rich.progress import track
 
 from datamodules.demo_speech.espeak import SAMPLE_RATE, Voice, link_data, speak
+from engine import whole_folder
 
 VOICES = tuple(f"en-us{variant}" for variant in ("", "+m1", "+m3", "+m7", "+f2", "+f3", "+f4"))
 
@@ -44,7 +44,7 @@ def speak_corpus(
     Raises:
         UserError: if eSpeak NG is missing or cannot speak a text.
     """
-    with link_data() as data, _new_folder(root) as folder:
+    with link_data() as data, whole_folder(root) as folder:
         (folder / "wavs").mkdir()
         speak_one = partial(_speak_clip, folder / "wavs", data, seed)
         with _mapper(workers) as map_lazily:
@@ -68,16 +68,3 @@ def _mapper(workers: int) -> Iterator[Callable[..., Iterable[None]]]:
     else:
         with ProcessPoolExecutor(workers) as pool:
             yield partial(pool.map, chunksize=16)
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Provide a folder that becomes ``target`` on success and is removed otherwise."""
-    filling = target.with_name(f".{target.name}.speaking")
-    shutil.rmtree(filling, ignore_errors=True)  # left by a run that was killed
-    filling.mkdir(parents=True)
-    try:
-        yield filling
-        filling.replace(target)
-    finally:
-        shutil.rmtree(filling, ignore_errors=True)

@@ -25,20 +25,19 @@ class DemoSpeechDataModule(LJSpeechDataModule):
         super().__init__(root=root, **kwargs)
         self.clips = clips
 
-    def prepare_data(self) -> None:
-        """Speak the corpus if ``root`` does not exist, in one process.
+    def get_corpus(self) -> None:
+        """Speak the corpus if ``root`` does not exist.
 
         Raises:
             UserError: if ``root`` holds a corpus of another size.
         """
-        super().prepare_data()
-        if self.root.exists():
-            found = len(read_metadata(self.root / "metadata.csv"))
-            if found != self.clips:
-                raise UserError(
-                    f"{self.root} holds {found} clips instead of {self.clips}: delete it, or name "
-                    "another folder with --data.init_args.root"
-                )
+        super().get_corpus()
+        found = len(read_metadata(self.root / "metadata.csv"))
+        if found != self.clips:
+            raise UserError(
+                f"{self.root} holds {found} clips instead of {self.clips}: delete it, or name "
+                "another folder with --data.init_args.root"
+            )
 
     def make_root(self) -> None:
         """Speak the corpus."""
