@@ -40,9 +40,7 @@ def main() -> None:
     model, data = load_test(options.run, options.clips)
     batches = list(data.test_dataloader())
     audio = sum(int(batch.lengths.sum()) for batch in batches) / data.sample_rate
-    references = [
-        model.vocabulary.decode(tokens) for batch in batches for tokens in batch.tokens.tolist()
-    ]
+    references = [text for batch in batches for text in model.spell(batch)]
     title = f"{len(references):,} clips, {audio:,.0f} s, {torch.get_num_threads()} threads"
     table = Table("strategy", "CER", "WER", "word errors", "real-time factor", title=title)
     for name, strategy in STRATEGIES.items():

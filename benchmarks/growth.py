@@ -9,19 +9,18 @@ with one thread and batches of 8, so that they take half as many steps.
 """
 
 import argparse
-import csv
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
-from benchmarks.harness import Section, report
+from benchmarks.harness import Section, report, run_measured
+from engine import RunDirectory, read_rows
 
 ROOT = Path(__file__).parent.parent
 RATE = 22_050
@@ -91,16 +90,9 @@ def measure_fit(fit: Fit, folder: Path) -> tuple[float, int]:
     environment = dict(os.environ)
     if fit.what == "processes":
         environment["OMP_NUM_THREADS"] = "1"
-    with TemporaryFile() as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            sys.exit(output.read().decode())
-    with (folder / fit.name / "metrics.csv").open(newline="") as lines:
-        times = [float(row["time/epoch"]) for row in csv.DictReader(lines) if row["time/epoch"]]
-    return times[-1], usage.ru_maxrss // 1024
+    _, peak = run_measured(command, cwd=ROOT, env=environment)
+    rows = read_rows(RunDirectory(folder / fit.name).metrics)
+    return [float(row["time/epoch"]) for row in rows if "time/epoch" in row][-1], peak
 
 
 def measure(options: argparse.Namespace) -> Section:

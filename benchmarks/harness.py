@@ -11,12 +11,15 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
 import torch
@@ -105,6 +108,27 @@ def stopwatch(function: Contender) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def run_measured(command: Sequence[str], **options: Any) -> tuple[str, int]:
+    """Run a command; return its output and its peak memory in MiB.
+
+    Args:
+        command: the command.
+        options: further arguments of `subprocess.Popen`.
+
+    Raises:
+        SystemExit: if it fails, with its output.
+    """
+    with TemporaryFile("w+") as output, TemporaryFile("w+") as messages:
+        process = subprocess.Popen(command, stdout=output, stderr=messages, **options)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        messages.seek(0)
+        if process.returncode:
+            sys.exit(output.read() + messages.read())
+        return output.read(), usage.ru_maxrss // 1024
 
 
 def take_turns(

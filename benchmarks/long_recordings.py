@@ -14,11 +14,9 @@ for the voice.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from benchmarks.corpus import load_test
+from benchmarks.harness import run_measured
 from datamodules.clips import Clip, read_clip
 from metrics import WordErrorRate
 
@@ -42,15 +41,8 @@ STEP, WINDOW = 0.005, 0.025
 def transcribe(run: Path, *files: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the records of ``predict`` and its peak memory in MiB."""
     command = [sys.executable, str(CLI), "predict", str(run), *map(str, files)]
-    with TemporaryFile("w+") as output:
-        process = subprocess.Popen([*command, "--format", "jsonl"], stdout=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"predict ended with status {process.returncode}")
-        output.seek(0)
-        records = [json.loads(line) for line in output]
-    return records, usage.ru_maxrss // 1024
+    output, peak = run_measured([*command, "--format", "jsonl"])
+    return [json.loads(line) for line in output.splitlines()], peak
 
 
 @torch.no_grad()

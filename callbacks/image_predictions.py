@@ -16,6 +16,11 @@ from engine import gather
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLUMNS = 8
+"""Number of images in a row of a picture."""
+FILTERS = 32
+"""Maximum number of filters that are drawn."""
+
 
 class ProbabilityWriter(Callback):
     """Write ``predictions.csv``: index and class probabilities of each image."""
@@ -151,16 +156,16 @@ def class_names(module: LightningModule) -> list[str]:
     return list(names)
 
 
-def first_filters(module: nn.Module, shape: torch.Size, limit: int = 32) -> Tensor | None:
-    """Return the weights of the first layer as images (filters, channels, height, width).
+def first_filters(module: nn.Module, shape: torch.Size) -> Tensor | None:
+    """Return weights of the first layer as images (filters, channels, height, width).
 
     Rows of a linear layer are reshaped to ``shape``. Returns None if no layer fits.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            return layer.weight.detach().cpu()[:limit]
+            return layer.weight.detach().cpu()[:FILTERS]
         if isinstance(layer, nn.Linear) and layer.in_features == shape.numel():
-            return layer.weight.detach().cpu()[:limit].unflatten(1, shape)
+            return layer.weight.detach().cpu()[:FILTERS].unflatten(1, shape)
     return None
 
 
@@ -181,21 +186,21 @@ def draw_confusion(confusion: Tensor, classes: list[str]) -> "Figure":
     return figure
 
 
-def draw_images(images: Tensor, titles: list[str], columns: int = 8) -> "Figure":
+def draw_images(images: Tensor, titles: list[str]) -> "Figure":
     """Draw images (N, channels, height, width) in rows, each scaled to its own range of values."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(images) // columns)
+    rows = -(-len(images) // COLUMNS)
     height = 1.25  # of a row, with its titles, in widths of a column
-    figure = Figure(figsize=(1.4 * columns, 1.4 * height * rows))
+    figure = Figure(figsize=(1.4 * COLUMNS, 1.4 * height * rows))
     axes = figure.add_axes((0, 0, 1, 1))  # a single one: axes are slow to draw
     for i, (image, title) in enumerate(zip(images, titles, strict=True)):
         scaled = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12)
         pixels = scaled[0] if scaled.shape[0] != 3 else scaled.permute(1, 2, 0)
-        left, bottom = i % columns, height * (i // columns + 1)
+        left, bottom = i % COLUMNS, height * (i // COLUMNS + 1)
         place = (left + 0.03, left + 0.97, bottom - 0.03, bottom - 0.97)
         axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, extent=place)
         axes.text(left + 0.5, bottom - 1, title, ha="center", va="bottom", fontsize=7)
-    axes.set(xlim=(0, columns), ylim=(height * rows, 0))
+    axes.set(xlim=(0, COLUMNS), ylim=(height * rows, 0))
     axes.axis("off")
     return figure

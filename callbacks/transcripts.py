@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.speech_dataset import SpeechBatch
-from engine import gather
+from engine import RunDirectory, gather, whole_file
 from lightning_modules.words import Word
 
 
@@ -61,31 +61,36 @@ class TranscriptWriter(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the test's transcripts."""
         header = ("id", "reference", "prediction")
-        self._report(trainer, "test_transcripts.csv", "test_words.jsonl", header)
+        run = RunDirectory(Path(trainer.default_root_dir))
+        self._report(trainer, run.test_transcripts, run.test_words, header)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the predictions."""
-        self._report(trainer, "predictions.csv", "predictions.jsonl", ("id", "transcript"))
+        folder = Path(trainer.default_root_dir)
+        paths = folder / "predictions.csv", folder / "predictions.jsonl"
+        self._report(trainer, *paths, ("id", "transcript"))
 
     def _collect(self, batch: SpeechBatch, outputs: Any, *columns: list[str]) -> None:
         rows = zip(batch.ids, *columns, outputs["transcripts"], strict=True)
         words = outputs.get("words") or [None] * len(batch.ids)
         self._rows += zip(batch.indices.tolist(), rows, words, strict=True)
 
-    def _report(self, trainer: Trainer, csv: str, jsonl: str, header: Sequence[str]) -> None:
+    def _report(
+        self, trainer: Trainer, texts: Path, described: Path, header: Sequence[str]
+    ) -> None:
         found = sorted(gather(self._rows), key=lambda row: row[0])
         self._rows = []
         if not trainer.is_global_zero:
             return
-        path = Path(trainer.default_root_dir) / csv
-        path.parent.mkdir(parents=True, exist_ok=True)
         rows = [row for _, row, _ in found]
-        path.write_text("".join("|".join(row) + "\n" for row in rows), encoding="utf-8")
-        path.with_name(jsonl).unlink(missing_ok=True)  # of an earlier call
+        with whole_file(texts) as part:
+            part.write_text("".join("|".join(row) + "\n" for row in rows), encoding="utf-8")
+        described.unlink(missing_ok=True)  # of an earlier call
         if any(words is not None for _, _, words in found):
             lines = (describe_words(row[0], row[-1], words or []) for _, row, words in found)
-            path.with_name(jsonl).write_text("".join(lines), encoding="utf-8")
-        table = Table(*header, title=f"{min(self.examples, len(rows))} of {len(rows)} in {path}")
+            with whole_file(described) as part:
+                part.write_text("".join(lines), encoding="utf-8")
+        table = Table(*header, title=f"{min(self.examples, len(rows))} of {len(rows)} in {texts}")
         for row in rows[: self.examples]:
             table.add_row(*row)
         Console(markup=False, emoji=False).print(table)

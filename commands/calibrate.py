@@ -8,7 +8,7 @@ from rich.progress import track
 from commands.folders import make_console, refuse_missing_data
 from commands.stages import load_run
 from datamodules.speech import SpeechDataModule
-from engine import DurableCheckpointIO, read_checkpoint
+from engine import DurableCheckpointIO, RunDirectory, read_checkpoint
 from errors import UserError
 from lightning_modules import SpeechRecognizer
 from lightning_modules.words import Calibration, measure_confidence, score_words
@@ -57,7 +57,7 @@ def calibrate(path: Path) -> None:
         measure_confidence([calibration.confidence(score) for score in scores], right)[0]
         for calibration in (before, after)
     ]
-    (path / "test_words.jsonl").unlink(missing_ok=True)  # of the old confidence
+    RunDirectory(path).test_words.unlink(missing_ok=True)  # of the old confidence
     make_console().print(
         f"expected calibration error on {len(scores):,} words of validation: {errors[0]:.3f} "
         f"before, {errors[1]:.3f} now, in {weights}; test again for that of the test's words"

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from commands.folders import find_scores, make_console, refuse_existing, shorten_paths
 from commands.scores import TestedClip, estimate_rates, read_test
+from commands.settings import apply_changes, describe_changes, short_name
 from commands.stages import load_run
-from commands.tables import describe_changes, read_curves
-from engine import RunDirectory, apply_changes
+from commands.tables import read_curves
+from engine import RunDirectory
 from errors import UserError, extra
 from lightning_modules import SpeechRecognizer
 from lightning_modules.classifier import Classifier
@@ -229,14 +230,14 @@ def describe_training(
 
 def read_clips(run: RunDirectory) -> list[TestedClip]:
     """Return the test's transcripts; none if the run has none."""
-    if not (run.path / "test_transcripts.csv").is_file():
+    if not run.test_transcripts.is_file():
         return []
     return read_test(run)
 
 
 def read_confidence(run: RunDirectory, clips: list[TestedClip]) -> dict[str, str] | None:
     """Return the calibration of the test's words; None without word confidence."""
-    path = run.path / "test_words.jsonl"
+    path = run.test_words
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     if len(lines) != len(clips):
         return None
@@ -259,8 +260,3 @@ def describe_test(clips: list[TestedClip], changed: Mapping[str, Any]) -> str:
         return f"On the test set{with_changes}."
     count = f"{len(clips):,} test clips{with_changes}"
     return f"On {count}. Intervals are bootstrap estimates over clips."
-
-
-def short_name(part: Mapping[str, Any]) -> str:
-    """Return the name of a part's class."""
-    return str(part["class_path"]).rpartition(".")[2]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from commands.folders import make_console
+from commands.settings import describe_changes
 from commands.tables import (
     Curves,
-    describe_changes,
     draw_curves,
     read_curves,
     read_validation,

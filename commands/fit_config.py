@@ -6,7 +6,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
 
-from engine import Reproducibility, RunDirectory, find_callbacks, find_changes, whole_file
+from commands.settings import find_changes
+from engine import Reproducibility, RunDirectory, find_callbacks, whole_file
 
 
 class SaveFitConfig(SaveConfigCallback):

@@ -58,11 +58,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
+def is_useful(record: logging.LogRecord) -> bool:
+    """Return whether a logged message helps this suite's users."""
+    return not any(noise in record.getMessage() for noise in NOISE_LOGGED)
+
+
 def quieten() -> None:
     """Suppress warnings that are only noise to users; keep the others."""
     for module in ("pytorch_lightning", "lightning_fabric"):
         logger = logging.getLogger(f"{module}.utilities.rank_zero")
-        logger.addFilter(lambda record: not any(m in record.getMessage() for m in NOISE_LOGGED))
+        logger.addFilter(is_useful)
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 

@@ -65,7 +65,7 @@ def pack(path: Path, output: Path) -> None:
         for name, _ in model.named_parameters():
             weights[name] = weights[name].half()
         kept = {name: checkpoint[name] for name in KEPT} | own | {"state_dict": weights}
-        torch.save(kept, packed.checkpoints / "best.ckpt")
+        torch.save(kept, packed.best)
         if tested := find_scores(run, checkpoint["global_step"]):
             changed = shorten_paths(tested.changed)
             tested = replace(tested, checkpoint="checkpoints/best.ckpt", changed=changed)

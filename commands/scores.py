@@ -56,7 +56,7 @@ def read_test(run: RunDirectory) -> list[TestedClip]:
         UserError: if the run was not tested, or the transcripts are not of the test that was
             scored.
     """
-    path = run.path / "test_transcripts.csv"
+    path = run.test_transcripts
     tested = run.read_scores()
     if tested is None or not path.is_file():
         file = path if tested else run.test_metrics

@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 
 from commands.arguments import LINKS, check_filled, check_nulls, find_filled
 from commands.messages import explain, is_out_of_memory, is_refusal_of_lightning, shorten
+from commands.settings import find_changes
 from datamodules.splits import SplitDataModule
 from engine import (
     DurableCheckpointIO,
@@ -47,7 +48,6 @@ from engine import (
     check_name,
     choose_precision,
     describe,
-    find_changes,
     find_checkpoint,
     fuse_steps,
     group_parameters,
@@ -87,7 +87,7 @@ class SuiteCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the experiment's name, the checkpoint callback and the links from data to model."""
+        """Add the suite's own arguments, the checkpoint callback and the links to the model."""
         parser.add_argument(
             "--experiment",
             type=str | None,
@@ -153,7 +153,7 @@ class SuiteCLI(LightningCLI):
             name = "best"  # without a checkpoint Lightning would score random weights
         name = None if name == "none" else name
         requeued = self.subcommand == "fit" and int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        if requeued and (self.run.checkpoints / "last.ckpt").exists():
+        if requeued and self.run.last.exists():
             rank_zero_info(f"SLURM has started this job again: resuming {self.run.path}")
             name = "last"
         try:

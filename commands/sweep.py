@@ -245,7 +245,7 @@ class Sweep:
             TrialPruned: if the trial is worse than the median of the finished ones.
         """
         run, command = self.run(trial), self.command("fit", trial)
-        if (run.checkpoints / "last.ckpt").exists():
+        if run.last.exists():
             command.append("--ckpt_path=last")
         make_console().print(f"trial {trial.number}: {run.path}")
         log = Path(f"{run.path}.log")

@@ -1,9 +1,7 @@
 """Tables and curves of runs."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,22 +19,6 @@ def read_curves(path: Path) -> Curves:
         for name in row.keys() - {"epoch", "step"}:
             curves.setdefault(name, {})[int(row.get("epoch", 0))] = float(row[name])
     return curves
-
-
-def describe_changes(changed: Mapping[str, Any]) -> str:
-    """Return the settings of a test that differ from those of the training."""
-    return ", ".join(
-        f"{key.rpartition('.')[2]} {describe_value(value)}" for key, value in changed.items()
-    )
-
-
-def describe_value(value: Any) -> str:
-    """Return a value of a configuration; of a class, its name and the arguments it has."""
-    if not isinstance(value, Mapping) or "class_path" not in value:
-        return str(value)
-    name = value["class_path"].rpartition(".")[2]
-    arguments = {k: v for k, v in (value.get("init_args") or {}).items() if v is not None}
-    return f"{name} ({describe_changes(arguments)})" if arguments else name
 
 
 def read_validation(path: Path, step: int) -> tuple[int, dict[str, float]] | None:

@@ -22,9 +22,13 @@ from rich.progress import (
 from errors import UserError
 
 CHUNK = 1 << 20  # bytes
+ATTEMPTS = 5
+"""Maximum number of attempts if the connection breaks."""
+TIMEOUT = 30.0
+"""Seconds without data until a connection counts as broken."""
 
 
-def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: float = 30) -> None:
+def download(url: str, path: Path, digest: str) -> None:
     """Download a file, continuing where an earlier attempt or run broke off.
 
     The partial download is ``path`` + ``.part``; ``path`` appears once its checksum is verified.
@@ -33,8 +37,6 @@ def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: f
         url: URL of the file.
         path: target.
         digest: algorithm and hexadecimal checksum: ``md5:…`` or ``sha256:…``.
-        attempts: maximum number of attempts if the connection breaks.
-        timeout: seconds without data until a connection counts as broken.
 
     Raises:
         UserError: if the server cannot be reached or refuses, or the checksum is wrong.
@@ -43,16 +45,16 @@ def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: f
     columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task("download", total=None)
-        for attempt in range(attempts):
+        for attempt in range(ATTEMPTS):
             try:
-                _continue(url, part, timeout, progress, task)
+                _continue(url, part, progress, task)
                 break
             except urllib.error.HTTPError as error:
                 if error.code == 416:  # nothing is left to send: the part is complete or wrong
                     break
                 raise UserError(f"{url} answered {error.code} {error.reason}") from error
             except (OSError, HTTPException) as error:
-                if attempt == attempts - 1:
+                if attempt == ATTEMPTS - 1:
                     reason = getattr(error, "reason", error)
                     raise UserError(f"{url} could not be downloaded ({reason})") from error
                 time.sleep(min(2**attempt - 1, 10))
@@ -66,11 +68,11 @@ def download(url: str, path: Path, digest: str, *, attempts: int = 5, timeout: f
     part.replace(path)
 
 
-def _continue(url: str, part: Path, timeout: float, progress: Progress, task: TaskID) -> None:
+def _continue(url: str, part: Path, progress: Progress, task: TaskID) -> None:
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     response: HTTPResponse
-    with urllib.request.urlopen(request, timeout=timeout) as response:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if response.status != 206:  # the server sends the whole file
             done = 0
         length = response.headers.get("Content-Length")

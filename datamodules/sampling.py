@@ -12,6 +12,9 @@ from torch import Tensor
 from engine import EpochSampler
 from errors import UserError
 
+JITTER = 0.05
+"""Half the width of the range around 1 of the factors that lengths are multiplied by."""
+
 
 def count_batches(size: int, batch_size: int, world_size: int) -> int:
     """Return the number of batches per process: as few as ``batch_size`` allows, none empty.
@@ -49,7 +52,6 @@ class LengthBucketBatchSampler(EpochSampler):
         seed: seed for shuffling; None takes the run's.
         rank: number of this process.
         world_size: number of processes.
-        jitter: half the width of the random factor's range around 1.
 
     Attributes:
         sizes: number of clips in each batch over all processes, before the batches are shuffled.
@@ -69,20 +71,18 @@ class LengthBucketBatchSampler(EpochSampler):
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
-        jitter: float = 0.05,
     ) -> None:
         super().__init__(seed=seed, rank=rank, world_size=world_size)
         self.lengths = np.asarray(lengths)
         self.multiple = multiple
         self.shuffle = shuffle
-        self.jitter = jitter if shuffle else 0.0
         if max_batch_length is None:
             count = count_batches(len(lengths), batch_size, world_size)
             self.sizes = [len(part) for part in np.array_split(np.arange(len(lengths)), count)]
         else:
             # Sizes are the same in every epoch. The random factors reorder the clips, so a batch's
             # longest clip can exceed that of the same batch in sorted order by this ratio.
-            worst = (1 + self.jitter) / (1 - self.jitter)
+            worst = (1 + JITTER) / (1 - JITTER) if shuffle else 1.0
             longest_first = -np.sort(-self.lengths) + multiple - 1
             limit = max_batch_length / worst
             self.sizes = cut_by_length(longest_first, batch_size, limit, world_size)
@@ -105,7 +105,7 @@ class LengthBucketBatchSampler(EpochSampler):
         if not self.shuffle:
             return self._cut(np.argsort(-self.lengths, kind="stable"))
         random = self.random(epoch)
-        factors = random.uniform(1 - self.jitter, 1 + self.jitter, len(self.lengths))
+        factors = random.uniform(1 - JITTER, 1 + JITTER, len(self.lengths))
         batches = self._cut(np.argsort(self.lengths * factors))
         return [batches[i] for i in random.permutation(len(batches))]
 

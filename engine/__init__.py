@@ -8,12 +8,12 @@ happened: `Reproducibility` makes every random choice a function of (seed, epoch
 from engine.checkpoint_io import DurableCheckpointIO
 from engine.checkpoints import RunCheckpoint
 from engine.distributed import gather, is_lost_peer, leave_process_group, observe_patiently
-from engine.initialization import group_parameters, initialize_from
+from engine.initialization import initialize_from
 from engine.loader import EpochSampler, ReproducibleLoader, end_workers, outlive_signals
 from engine.locks import creation, lock
 from engine.memory import keep_freed_memory
 from engine.metrics_csv import MetricsCSV, read_rows
-from engine.optimizer_settings import OptimizerSettings, fuse_steps
+from engine.optimizer_settings import OptimizerSettings, fuse_steps, group_parameters
 from engine.precision import choose_precision
 from engine.reproducibility import Reproducibility, find_callbacks
 from engine.run_directory import (
@@ -24,7 +24,6 @@ from engine.run_directory import (
     read_checkpoint,
 )
 from engine.run_statistics import RunStatistics
-from engine.settings import apply_changes, find_changes
 from engine.signals import GracefulShutdown, Interrupted
 from engine.training import NonFiniteLossError, TrainingModule, describe
 from engine.whole import whole_file, whole_folder
@@ -44,14 +43,12 @@ __all__ = [
     "RunStatistics",
     "Scores",
     "TrainingModule",
-    "apply_changes",
     "check_name",
     "choose_precision",
     "creation",
     "describe",
     "end_workers",
     "find_callbacks",
-    "find_changes",
     "find_checkpoint",
     "fuse_steps",
     "gather",

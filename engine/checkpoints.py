@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from engine.progress import accumulates_gradients, describe_between_batches, set_logged_step
 from engine.reproducibility import running_statistics
+from engine.run_directory import RunDirectory
 from engine.signals import Interrupted
 from engine.training import NonFiniteLossError
 from errors import UserError
@@ -46,14 +47,10 @@ class RunCheckpoint(ModelCheckpoint):
         self._validation_cut_off = False
         self._stepping_batch = -1
 
-    @property
-    def last_path(self) -> Path:
-        """File of the checkpoint to resume from."""
-        return Path(self.dirpath or "") / "last.ckpt"
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep the checkpoints in the run directory, with any logger or none."""
-        self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
+        self.run = RunDirectory(Path(trainer.default_root_dir).absolute())
+        self.dirpath = str(self.run.checkpoints)
         super().setup(trainer, pl_module, stage)
 
     # ------------------------------------------------------------------ when
@@ -62,7 +59,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Start the clock; keep Lightning from repeating a finished epoch under max_steps."""
         super().on_train_start(trainer, pl_module)
         self._saved_at = time.monotonic()
-        self._has_last = trainer.strategy.broadcast(self.last_path.exists())
+        self._has_last = trainer.strategy.broadcast(self.run.last.exists())
         epochs: Any = trainer.fit_loop.epoch_progress.current
         if epochs.ready == epochs.processed:
             trainer.fit_loop.epoch_loop.restarting = False  # else it repeats the finished epoch
@@ -173,7 +170,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore which checkpoint is the best, also in a run directory that was moved."""
-        best = Path(self.dirpath or "") / "best.ckpt"
+        best = self.run.best
         if best.exists():
             scores = state_dict["best_k_models"].values()
             state_dict = {
@@ -188,7 +185,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _save_last(self, trainer: Trainer, *, validation_cut_off: bool = False) -> None:
         self._validation_cut_off = validation_cut_off
         try:
-            trainer.save_checkpoint(self.last_path, weights_only=False)
+            trainer.save_checkpoint(self.run.last, weights_only=False)
         finally:
             self._validation_cut_off = False
         self._has_last = True

@@ -1,8 +1,6 @@
 """Starting a new run from the weights of another one."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -14,8 +12,6 @@ from engine.run_directory import read_checkpoint
 from engine.training import TrainingModule
 from errors import UserError
 
-OTHERS = "others"
-"""Name of the group of parameters without a factor."""
 SHOWN = 8
 """Maximum number of names in a message."""
 
@@ -60,38 +56,3 @@ def _log_names(what: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         rank_zero_info(f"{what}: {', '.join(names[:SHOWN])}{more}")
-
-
-def group_parameters(
-    module: LightningModule, rate: float, factors: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Divide the parameters into groups with learning rates of their own.
-
-    Args:
-        module: module to train.
-        rate: learning rate of parameters without a factor.
-        factors: factor of the learning rate by name of a part of the module, such as
-            ``network.encoder``; the longest name that fits a parameter counts.
-
-    Returns:
-        Parameter groups, the one without a factor first.
-
-    Raises:
-        UserError: if a name fits no parameter.
-    """
-    groups: dict[str, list[Tensor]] = {"": [], **{part: [] for part in factors}}
-    for name, parameter in module.named_parameters():
-        fitting = [part for part in factors if f"{name}.".startswith(f"{part}.")]
-        groups[max(fitting, key=len, default="")].append(parameter)
-    for part, parameters in groups.items():
-        if part and not parameters:
-            known = {".".join(n.split(".")[:2]) for n, _ in module.named_parameters()}
-            raise UserError(
-                f"lr_factors: the model has no part {part!r}; its parts are "
-                f"{', '.join(sorted(known)[:SHOWN])} and theirs"
-            )
-    return [
-        {"params": parameters, "lr": rate * factors.get(part, 1.0), "name": part or OTHERS}
-        for part, parameters in groups.items()
-        if parameters
-    ]

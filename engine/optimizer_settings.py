@@ -1,22 +1,58 @@
-"""On resume, the command line's optimizer settings win over the checkpoint's."""
+"""Settings of optimizers: learning rates of parts, fused steps, and what changed on resume."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from engine.initialization import OTHERS
 from engine.reproducibility import find_callbacks
 from errors import UserError
 
 Settings = dict[str, Any]
 
-
+OTHERS = "others"
+"""Name of the group of parameters without a learning rate of its own."""
 FUSED = (SGD, Adam, AdamW)
 """Optimizers whose fused step does what the other does."""
+
+
+def group_parameters(
+    module: LightningModule, rate: float, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Divide the parameters into groups with learning rates of their own.
+
+    Args:
+        module: module to train.
+        rate: learning rate of parameters without a factor.
+        factors: factor of the learning rate by name of a part of the module, such as
+            ``network.encoder``; the longest name that fits a parameter counts.
+
+    Returns:
+        Parameter groups, the one without a factor first.
+
+    Raises:
+        UserError: if a name fits no parameter.
+    """
+    groups: dict[str, list[Tensor]] = {"": [], **{part: [] for part in factors}}
+    for name, parameter in module.named_parameters():
+        fitting = [part for part in factors if f"{name}.".startswith(f"{part}.")]
+        groups[max(fitting, key=len, default="")].append(parameter)
+    for part, parameters in groups.items():
+        if part and not parameters:
+            known = {".".join(n.split(".")[:2]) for n, _ in module.named_parameters()}
+            raise UserError(
+                f"lr_factors: the model has no part {part!r}; its parts are "
+                f"{', '.join(sorted(known)[:8])} and theirs"
+            )
+    return [
+        {"params": parameters, "lr": rate * factors.get(part, 1.0), "name": part or OTHERS}
+        for part, parameters in groups.items()
+        if parameters
+    ]
 
 
 def fuse_steps(optimizer: Optimizer, model: nn.Module) -> None:

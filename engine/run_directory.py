@@ -55,6 +55,16 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """Checkpoint chosen by validation."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint to resume from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
     def language_model(self) -> Path:
         """Weights of the recognizer's language model, in a run that ``pack`` wrote."""
         return self.checkpoints / "language_model.ckpt"
@@ -73,6 +83,16 @@ class RunDirectory:
     def test_metrics(self) -> Path:
         """Scores of the latest test."""
         return self.path / "test_metrics.json"
+
+    @property
+    def test_transcripts(self) -> Path:
+        """Texts of the latest test of a recognizer."""
+        return self.path / "test_transcripts.csv"
+
+    @property
+    def test_words(self) -> Path:
+        """Words of the latest test of a recognizer with CTC."""
+        return self.path / "test_words.jsonl"
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration that fit ran with.
@@ -148,7 +168,7 @@ class RunDirectory:
             reason = f"nothing was trained in {self.path} yet"
             if self.holds_run():
                 is_best = name == "best"
-                other = self.checkpoints / ("last.ckpt" if is_best else "best.ckpt")
+                other = self.last if is_best else self.best
                 why = "no validation has chosen it yet" if is_best else "the run was packed"
                 reason = f"{why}; there is {other}"
             raise UserError(f"{path} does not exist: {reason}")

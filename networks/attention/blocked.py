@@ -16,7 +16,7 @@ STEP = 32
 """The number of keys of a block is a multiple of this unless it has all: oneDNN takes about a
 millisecond to prepare a product of a new shape."""
 KEPT = 2**27
-"""Most weights that are kept for the backward pass, 256 MiB; more are computed again there."""
+"""Maximum number of weights kept for the backward pass, 256 MiB; more are computed again there."""
 
 
 class Block(NamedTuple):

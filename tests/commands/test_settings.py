@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from commands.tables import describe_changes
-from engine import apply_changes, find_changes
+from commands.settings import apply_changes, describe_changes, find_changes
 
 BEAM = {"class_path": "networks.BeamSearch", "init_args": {"width": 20, "language_model": None}}
 

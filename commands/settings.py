@@ -1,4 +1,4 @@
-"""Configurations of runs, compared."""
+"""Configurations of runs: compared, changed and described."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -66,3 +66,24 @@ def differences(
             yield from differences(old, new, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key}", old, new
+
+
+def describe_changes(changed: Mapping[str, Any]) -> str:
+    """Return the settings of a test that differ from those of the training."""
+    return ", ".join(
+        f"{key.rpartition('.')[2]} {describe_value(value)}" for key, value in changed.items()
+    )
+
+
+def describe_value(value: Any) -> str:
+    """Return a value of a configuration; of a class, its name and the arguments it has."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return str(value)
+    name = short_name(value)
+    arguments = {k: v for k, v in (value.get("init_args") or {}).items() if v is not None}
+    return f"{name} ({describe_changes(arguments)})" if arguments else name
+
+
+def short_name(part: Mapping[str, Any]) -> str:
+    """Return the name of the class of a part of a configuration."""
+    return str(part["class_path"]).rpartition(".")[2]
