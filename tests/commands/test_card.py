@@ -12,6 +12,8 @@ import cli
 from lightning_modules.words import measure_confidence
 from tests.conftest import CONFIGS
 
+SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+
 
 def test_a_recognizer_s_card(
     small: list[str], tones: Path, run_cli: Callable[..., Path], tmp_path: Path
@@ -45,10 +47,21 @@ def test_a_recognizer_s_card(
     assert "Not tested." in (run / "other.md").read_text()  # the scores are of another checkpoint
 
 
+def test_a_classifier_of_another_class_has_its_task(
+    run_cli: Callable[..., Path], retinas: Path
+) -> None:
+    config = CONFIGS / "octmnist_logistic_regression_scratch.yaml"
+    run = run_cli("fit", *["--config", config, f"--data.init_args.file={retinas}", *SHORT])
+    cli.main(["card", str(run)])
+    text = (run / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in text
+    assert f"python cli.py predict {run.name} image.png" in text
+    assert "| parameters | 3,140 |" in text
+
+
 def test_a_classifier_s_card_before_its_test(run_cli: Callable[..., Path], retinas: Path) -> None:
     config = CONFIGS / "octmnist_cnn.yaml"
-    short = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
-    run = run_cli("fit", "--config", config, f"--data.init_args.file={retinas}", *short)
+    run = run_cli("fit", "--config", config, f"--data.init_args.file={retinas}", *SHORT)
     cli.main(["card", str(run)])
     text = (run / "README.md").read_text()
     assert "Not tested." in text

@@ -6,14 +6,16 @@ import cli
 
 
 def test_xor_is_refuted_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["separable", *"--dimension 2 --low 0 --high 0 --output".split(), str(tmp_path)])
+    folder = tmp_path / "[red]" / ("long" * 20)
+    cli.main(["separable", *"--dimension 2 --low 0 --high 0 --output".split(), str(folder)])
     output = capsys.readouterr().out
     assert "+1 on 2 of 4 inputs" in output
     assert "No perceptron computes it." in output
     assert "f = +1:  1/2·(−, +) + 1/2·(+, −)" in output
     assert "f = −1:  1/2·(−, −) + 1/2·(+, +)" in output
     assert "both are (0, 0)" in output
-    assert (tmp_path / "separable_0_0.png").read_bytes().startswith(b"\x89PNG")
+    assert f"drawn in {folder / 'separable_0_0.png'}\n" in output
+    assert (folder / "separable_0_0.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_interval_with_the_smallest_sum_is_separated(

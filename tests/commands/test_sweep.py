@@ -55,11 +55,11 @@ def wait_until(condition: Callable[[], Any]) -> None:
         time.sleep(0.1)
 
 
-def trials_of(folder: Path) -> list[FrozenTrial]:
-    journal = optuna.storages.journal.JournalFileBackend(
-        str(folder / "runs" / "rates" / "journal.log")
+def trials_of(folder: Path, url: str | None = None) -> list[FrozenTrial]:
+    journal = str(folder / "runs" / "rates" / "journal.log")
+    storage = url or optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(journal)
     )
-    storage = optuna.storages.JournalStorage(journal)
     return optuna.load_study(study_name="rates", storage=storage).trials
 
 
@@ -208,16 +208,22 @@ def test_draws_depend_on_the_run_and_not_on_the_process(
 
 
 @pytest.mark.slow
-def test_a_killed_sweeps_fit_continues_and_is_not_run_twice(retinas: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", ["journal", "sqlite"])
+def test_a_killed_sweeps_fit_continues_and_is_not_run_twice(
+    storage: str, retinas: Path, tmp_path: Path
+) -> None:
     epochs = 200
     args = write_sweep(tmp_path, retinas, [0.01, 0.1], epochs)
+    url = f"sqlite:///{tmp_path}/sweep.db" if storage == "sqlite" else None
+    args += ["--storage", url] if url else []
     process = start(args)
     runs = tmp_path / "runs" / "rates"
     wait_until(lambda: list(runs.glob("*/checkpoints/best.ckpt")))
     process.kill()
     process.wait(timeout=60)
     assert start(args).wait(timeout=600) == 0  # beside the orphan
-    trials = trials_of(tmp_path)
+    trials = trials_of(tmp_path, url)
+    assert (runs / "journal.log").exists() == (storage == "journal")
     assert rates(trials, TrialState.COMPLETE) == [0.01, 0.1]
     assert [trial.state for trial in trials].count(TrialState.FAIL) == 1  # the killed one
     for run in runs.glob("*,lr=*/"):

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+import cli
 from datamodules import ClipAugment, LJSpeechDataModule, ManifestDataModule, MultiCorpusDataModule
 from datamodules.clips import inspect_clip, read_clip
 from datamodules.ljspeech import read_metadata
@@ -75,6 +76,7 @@ def test_splits_named_in_a_manifest_are_kept(tones: Path, tmp_path: Path) -> Non
         ),
         ([{"audio_filepath": "a.wav", "text": "a", "offset": 1.5}], r"line 1 has the offset 1\.5"),
         ([{"audio_filepath": "a.wav", "text": "a", "id": "a|b"}], r"the id 'a\|b' must not"),
+        ([{"audio_filepath": "a.wav", "text": "a", "id": "a\n"}], r"the id 'a\\n' must not"),
         ([{"audio_filepath": "a.wav", "text": "a"}], r"a\.wav \(.*line 1\) does not exist"),
         ([{"audio_filepath": "a.wav", "text": "!!"}], r"line 1: .*'!!' has no known character"),
     ],
@@ -116,7 +118,10 @@ def test_several_corpora_are_trained_on_together(
     run_cli("test", *small, "--config", config)
     lines = (run / "test_transcripts.csv").read_text().splitlines()
     assert len(lines) == 8  # of the first corpus
-    manifest.unlink()  # files are transcribed without the corpora
+    manifest.unlink()
+    with pytest.raises(SystemExit, match=r"error: [^,]*m\.jsonl, data of .*, does not exist"):
+        cli.main(["report", str(run)])
+    # Files are transcribed without the corpora.
     files = f"--data.init_args.predict_paths=[{tones / 'wavs' / 'T-000.wav'}]"
     run_cli("predict", *small, "--config", config, files)
     assert len((run / "predictions.csv").read_text().splitlines()) == 1
