@@ -238,10 +238,16 @@ def is_stage(args: Sequence[str]) -> bool:
 
     ``predict RUN PATH…`` is the suite's own; it takes neither a configuration nor classes.
     """
-    if not args or args[0] not in STAGES or {"-h", "--help"} & set(args):
+    options = args[: find_end(args)]
+    if not args or args[0] not in STAGES or {"-h", "--help"} & set(options):
         return False
     given = ("--config", "--model", "--data", "--trainer", "--print_config", "--help-all")
-    return args[0] != "predict" or any(arg.startswith(given) for arg in args)
+    return args[0] != "predict" or any(option.startswith(given) for option in options)
+
+
+def find_end(args: Sequence[str]) -> int:
+    """Return the position of ``--``, after which there are only paths, or else of the end."""
+    return list(args).index("--") if "--" in args else len(args)
 
 
 def parse_own(args: list[str]) -> argparse.Namespace:
@@ -252,7 +258,7 @@ def parse_own(args: list[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     args = args or ["--help"]
-    end = args.index("--") if args[0] == "predict" and "--" in args else len(args)
+    end = find_end(args) if args[0] == "predict" else len(args)
     options, others = parser.parse_known_args(args[:end])
     if "inputs" in options:
         # After an option, argparse accepts neither paths nor "--".

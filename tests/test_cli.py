@@ -258,18 +258,20 @@ def test_what_is_no_checkpoint_or_another_models_is_refused(
     assert "does not fit this configuration's model" in fail_cli("test", *small, wider)
 
 
+@pytest.mark.parametrize("path", ["-d.wav", "--config.wav", "--help"])
 @pytest.mark.parametrize(
     "args",
     [
-        ["RUN", "--format", "txt", "a.wav", "--", "-d.wav"],
-        ["RUN", "a.wav", "--format", "txt", "--", "-d.wav"],
-        ["--format", "txt", "--", "RUN", "a.wav", "-d.wav"],
+        ["RUN", "--format", "txt", "a.wav", "--"],
+        ["RUN", "a.wav", "--format", "txt", "--"],
+        ["--format", "txt", "--", "RUN", "a.wav"],
     ],
 )
-def test_paths_of_predict_may_follow_two_dashes(args: list[str]) -> None:
-    options = cli.parse_own(["predict", *args])
+def test_paths_of_predict_may_follow_two_dashes(args: list[str], path: str) -> None:
+    assert not cli.is_stage(["predict", *args, path])
+    options = cli.parse_own(["predict", *args, path])
     assert options.path == Path("RUN")
-    assert options.inputs == [Path("a.wav"), Path("-d.wav")]
+    assert options.inputs == [Path("a.wav"), Path(path)]
     assert options.format == "txt"
 
 
