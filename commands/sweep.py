@@ -272,8 +272,9 @@ class Sweep:
             lines = log.read_text(encoding="utf-8").strip().splitlines()
             trial.set_user_attr("error", [f"exit status {status}", *lines][-1])
             return math.nan
-        rows = [row for row in read_rows(run.metrics) if self.monitor in row]
-        return (min if self.mode == "min" else max)(float(row[self.monitor]) for row in rows)
+        scores = [float(r[self.monitor]) for r in read_rows(run.metrics) if self.monitor in r]
+        known = [score for score in scores if not math.isnan(score)]  # as best.ckpt is chosen
+        return (min if self.mode == "min" else max)(known, default=math.nan)
 
     def report(self, turn: IO[str]) -> None:
         """Test the winner, write the table and the curves; ``turn`` is the locked file."""

@@ -16,8 +16,8 @@ class ClipAugment:
     in the same way.
 
     Args:
-        speeds: factors of the speed, one of which is drawn for each clip; pitch changes with it
-            (Ko et al. 2015, "Audio augmentation for speech recognition").
+        speeds: factors of the speed, in hundredths, one of which is drawn for each clip; pitch
+            changes with it (Ko et al. 2015, "Audio augmentation for speech recognition").
         noise_probability: probability of adding noise to a clip.
         noise_snr: range of the signal-to-noise ratio in dB.
         noise_paths: recordings of noise, or folders searched for them; if empty, noise is white.
@@ -39,6 +39,8 @@ class ClipAugment:
     ) -> None:
         if not speeds or min(speeds) <= 0:
             raise ValueError(f"speeds {speeds} are not positive factors")
+        if any(round(100 * speed) / 100 != speed for speed in speeds):
+            raise ValueError(f"speeds {speeds} are not hundredths")
         for probability in (noise_probability, silence_probability):
             if not 0 <= probability <= 1:
                 raise ValueError(f"the probability {probability} is not in [0, 1]")

@@ -26,6 +26,8 @@ STREAMED = 0x7FFFF000
 
 Programs differ: sox writes this one, arecord 0x80000000, ffmpeg 0xFFFFFFFF.
 """
+LONGEST_PAGE = 27 + 255 + 255 * 255
+"""Maximum number of bytes of a page of an Ogg file."""
 PART = 1 << 18
 """Number of samples that are read at a time."""
 LARGEST_RESAMPLER = 10_000_000
@@ -149,7 +151,7 @@ def check_whole(name: str, path: Path) -> None:
 def find_samples(file: BinaryIO, size: int) -> tuple[int, int]:
     """Return where a header says that the samples begin, and how many bytes they have.
 
-    The number is -1 if it is unknown, or the file is not WAV, RF64, W64, AIFF or AU.
+    The number is -1 if it is unknown, or the file is not WAV, RF64, W64, AIFF, AU or Ogg.
     """
     kind = file.read(4)
     if kind == b".snd":
@@ -158,7 +160,7 @@ def find_samples(file: BinaryIO, size: int) -> tuple[int, int]:
     if kind == b"riff":  # W64 says how long the whole file is
         return 0, *struct.unpack("<12xq", file.read(20))
     if kind not in (b"RIFF", b"RF64", b"FORM"):
-        return 0, -1
+        return find_last_page(file, size) if kind == b"OggS" else (0, -1)
     position, of_rf64 = 12, -1  # after the kind, a size, WAVE or AIFF
     while position + 8 <= size:
         file.seek(position)
@@ -172,6 +174,20 @@ def find_samples(file: BinaryIO, size: int) -> tuple[int, int]:
             return position, -1 if length >= STREAMED and position + length > size else length
         position += length + length % 2  # chunks begin at even positions
     return 0, -1
+
+
+def find_last_page(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Return where the content of an Ogg file's last page begins, and its bytes (RFC 3533)."""
+    begin = max(size - LONGEST_PAGE, 0)
+    file.seek(begin)
+    tail = file.read()
+    start = tail.rfind(b"OggS")
+    segments = start + 27  # after the header: the length of each segment, a byte
+    count = tail[segments - 1] if segments <= len(tail) else 1
+    content = segments + count
+    if start < 0 or content > len(tail):
+        return size, 1  # the page begins, or has a header, beyond the end
+    return begin + content, sum(tail[segments:content])
 
 
 def read_parts(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:

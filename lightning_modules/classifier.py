@@ -5,13 +5,14 @@ from abc import ABC, abstractmethod
 import torch.nn.functional as F
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from datamodules.image_dataset import ImageBatch
 from engine import TrainingModule
 from engine.training import Losses
-from metrics import ClassRecalls, MacroAUROC, MacroRecall
+from metrics import ClassRecalls, MacroAUROC, MacroRecall, WeightedMean
+from networks.precision import accumulator
 
 
 class Classifier(TrainingModule, ABC):
@@ -41,9 +42,7 @@ class Classifier(TrainingModule, ABC):
             },
             compute_groups=False,
         )
-        # By default, a MeanMetric leaves out a batch whose loss is NaN.
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.test_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss, self.test_loss = WeightedMean(), WeightedMean()
         self.val_scores, self.test_scores = scores.clone("val/"), scores.clone("test/")
         ece = MulticlassCalibrationError(classes, n_bins=15, norm="l1")
         self.test_scores.add_metrics({"ece": ece})
@@ -53,8 +52,7 @@ class Classifier(TrainingModule, ABC):
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits (batch, classes) of images (batch, channels, height, width).
 
-        They are float32, or float64 where the scores are too large for float32's softmax: equal
-        probabilities have no rank for the AUC.
+        They are float32 or float64.
         """
 
     def validation_step(self, batch: ImageBatch) -> dict[str, Tensor]:
@@ -72,9 +70,11 @@ class Classifier(TrainingModule, ABC):
         return self.logits(batch.images).softmax(-1).float()
 
     def _score(
-        self, batch: ImageBatch, loss: MeanMetric, scores: MetricCollection
+        self, batch: ImageBatch, loss: WeightedMean, scores: MetricCollection
     ) -> dict[str, Tensor]:
         logits = self.logits(batch.images)
+        # Probabilities that float32 rounds to 1 are equal, and have no rank for the AUC.
+        logits = logits.to(accumulator(logits))
         loss.update(F.cross_entropy(logits, batch.labels), len(batch.labels))
         scores.update(logits.softmax(-1), batch.labels)
         self.log(f"{scores.prefix}loss", loss)

@@ -4,13 +4,13 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from datamodules.transcripts import TextBatch
 from datamodules.vocabulary import CharacterVocabulary
 from engine import find_checkpoint, read_checkpoint
 from errors import UserError
 from lightning_modules.character_task import CharacterTask
+from metrics import WeightedMean
 from networks import CharacterLanguageModel
 
 
@@ -31,9 +31,7 @@ class LanguageModel(CharacterTask):
 
     def __init__(self, network: CharacterLanguageModel, vocabulary: CharacterVocabulary) -> None:
         super().__init__(network, vocabulary)
-        # By default, a MeanMetric leaves out a batch whose loss is NaN.
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.test_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss, self.test_loss = WeightedMean(), WeightedMean()
 
     def training_losses(self, batch: TextBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Return the mean loss over tokens."""
@@ -59,7 +57,7 @@ class LanguageModel(CharacterTask):
         """Return each text's bits per character, the stop token included: (batch,)."""
         return self.loss(batch, "none").sum(1) / (batch.token_lengths - 1) / math.log(2)
 
-    def _evaluate(self, stage: str, mean: MeanMetric, batch: TextBatch) -> None:
+    def _evaluate(self, stage: str, mean: WeightedMean, batch: TextBatch) -> None:
         mean.update(self.loss(batch, "mean"), batch.target_count())
         self.log(f"{stage}/loss", mean, batch_size=len(batch.ids))
 

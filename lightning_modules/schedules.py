@@ -4,11 +4,12 @@ import math
 from typing import Any
 
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from engine import EpochSampler
+from engine import EpochSampler, find_callbacks
 from errors import UserError
 
 
@@ -21,6 +22,12 @@ def count_steps(trainer: Trainer) -> int:
     steps = trainer.estimated_stepping_batches  # sets up the loader that training uses
     if math.isinf(steps):
         raise UserError("a schedule over the whole training needs trainer.max_epochs or max_steps")
+    for scheduler in find_callbacks(trainer, GradientAccumulationScheduler):
+        # It has not set the factor of the first epoch yet.
+        factors = map(scheduler.get_accumulate_grad_batches, range(trainer.max_epochs or 0))
+        each_epoch = [math.ceil(trainer.num_training_batches / factor) for factor in factors]
+        steps = sum(each_epoch) if each_epoch else steps
+        steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
     sampler = getattr(trainer.train_dataloader, "sampler", None)
     if isinstance(sampler, EpochSampler) and sampler.steps_per_execution > 1:
         steps = sampler.count_steps(int(trainer.num_training_batches)) * (trainer.max_epochs or 1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 
 from datamodules.speech_dataset import SpeechBatch
 from datamodules.vocabulary import CharacterVocabulary
@@ -21,6 +21,7 @@ from metrics import (
     CosineSimilarity,
     DamerauLevenshteinSimilarity,
     JaccardSimilarity,
+    WeightedMean,
     WordErrorRate,
 )
 from networks import DecodingStrategy, GreedySearch, SpeechToText
@@ -87,8 +88,7 @@ class SpeechRecognizer(CharacterTask):
         self.test_decoding = test_decoding or self.decoding
         names = ("loss", "nll", "ctc") if ctc_weight else ("loss", "nll")
         losses = MetricCollection(
-            # By default, a MeanMetric leaves out a batch whose loss is NaN.
-            {name: MeanMetric(nan_strategy="disable") for name in names},
+            {name: WeightedMean() for name in names},
             # Each metric is updated with its own value.
             compute_groups=False,
         )

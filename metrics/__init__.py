@@ -1,6 +1,7 @@
-"""Metrics of transcripts and of classes, as torchmetrics subclasses."""
+"""Metrics of transcripts, of classes and of losses, as torchmetrics subclasses."""
 
 from metrics.classification import ClassRecalls, MacroAUROC, MacroRecall
+from metrics.mean import WeightedMean
 from metrics.text import (
     CharErrorRate,
     CosineSimilarity,
@@ -18,6 +19,7 @@ __all__ = [
     "JaccardSimilarity",
     "MacroAUROC",
     "MacroRecall",
+    "WeightedMean",
     "WordErrorRate",
     "normalize_transcript",
 ]

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from networks.attention import BatchState, select_rows
-from networks.ctc import PrefixScores, accumulator
+from networks.ctc import PrefixScores
 from networks.decoding import DecodingStrategy, check_ctc, forbid
 from networks.language_model import CharacterLanguageModel
+from networks.precision import accumulator
 from networks.speech_to_text import SpeechToText
 
 
@@ -23,9 +24,9 @@ class BeamSearch(DecodingStrategy):
     CTC makes such texts improbable, because it reads the audio once, in order.
 
     Each step keeps the best ``width`` extensions of a clip's hypotheses. Those that end leave the
-    beam. The result is the ended hypothesis with the best score divided by lengthᵅ. The search for
-    a clip is over when no other hypothesis can become better, or when all others score less by
-    ``end_margin``.
+    beam. The result is the ended hypothesis with the best score divided by lengthᵅ, or one that has
+    reached the maximum length and is better. The search for a clip is over when no other hypothesis
+    can become better, or when all others score less by ``end_margin``.
 
     Args:
         width: number of hypotheses per clip.
@@ -123,9 +124,9 @@ class BeamSearch(DecodingStrategy):
                     break
                 for _, scorer in scorers:
                     scorer.select(kept)
-        for i, clip in enumerate(clips.tolist()):
-            if not len(texts[clip]):  # no hypothesis has ended within the maximum length
-                texts[clip] = tokens[i, scores[i].argmax(), 1:]
+        best_open, row = (scores / maximum**self.length_exponent).max(1)
+        for i in (best_open > best_values[clips]).nonzero()[:, 0].tolist():
+            texts[int(clips[i])] = tokens[i, row[i], 1:]  # cut off
         return pad_sequence(texts, batch_first=True, padding_value=pad)
 
     def _start_scorers(

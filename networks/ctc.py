@@ -6,14 +6,10 @@ from torch import Tensor
 from torchaudio.functional import forced_align
 
 from networks.attention import select_rows
+from networks.precision import accumulator
 
 IMPOSSIBLE = -1e6
 """Log-probability of tokens in the padding; finite, so that differences of sums are."""
-
-
-def accumulator(like: Tensor) -> torch.dtype:
-    """Return the precision for sums of many logarithms: float64 where the device has it."""
-    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 class PrefixScores:

@@ -207,7 +207,10 @@ def search(encoded: dict[str, Array], networks: dict[str, InferenceSession]) -> 
         highest = scores.max()
         if highest / limit**exponent <= best_value or highest < best_score - SEARCH["end_margin"]:
             break
-    return best or texts[int(scores.argmax())]
+    else:  # texts that reached the maximum length are cut off
+        if highest / length**exponent > best_value:
+            return texts[int(scores.argmax())]
+    return best
 
 
 def search_ctc(encoded: dict[str, Array]) -> list[int]:

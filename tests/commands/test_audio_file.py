@@ -1,5 +1,6 @@
 """Reading in blocks against reading the whole file."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -155,6 +156,21 @@ def test_times_of_a_video_count_from_its_start(tmp_path: Path) -> None:
     assert loud[0] == pytest.approx(2.0, abs=0.05)
     assert loud[-1] == pytest.approx(4.0, abs=0.05)
     assert len(loud[(loud > 2.55) & (loud < 3.45)]) == 0
+
+
+@pytest.mark.parametrize("codec", ["VORBIS", "OPUS"])
+def test_an_ogg_file_cut_off_within_a_page_is_refused(codec: str, tmp_path: Path) -> None:
+    path = tmp_path / "sound.ogg"
+    soundfile.write(path, make_sound(48_000, 10), 48_000, format="OGG", subtype=codec)
+    whole = path.read_bytes()
+    ends = [match.start() for match in re.finditer(b"OggS", whole)][3:]  # behind the headers
+    inside = {end + step for end in ends for step in (4, 10, 27, 100) if end + step < len(whole)}
+    for end in [*sorted(inside), len(whole) - 1]:
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=f"{path} is cut off: it"):
+            open_audio(path)
+    path.write_bytes(whole)
+    assert len(torch.cat(list(open_audio(path).read(16_000)))) == pytest.approx(160_000, abs=500)
 
 
 @pytest.mark.parametrize("suffix", ["webm", "mka", "aiff", "au", "w64", "rf64"])

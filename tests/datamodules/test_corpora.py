@@ -224,9 +224,14 @@ def test_speeds_and_noise_change_the_clip_as_they_say() -> None:
     assert not any(has_text for _, has_text in silent)
     assert all(len(waveform) == len(tone) and waveform.abs().max() <= 1 for waveform, _ in silent)
     assert any(not waveform.any() for waveform, _ in silent)
-    wrongs: list[dict[str, Any]] = [{"speeds": [0.0]}, {"speeds": []}, {"silence_probability": 2.0}]
+    wrongs: list[dict[str, Any]] = [
+        {"speeds": [0.0]},
+        {"speeds": [0.995]},
+        {"speeds": []},
+        {"silence_probability": 2.0},
+    ]
     for wrong in wrongs:
-        with pytest.raises(ValueError, match=r"are not positive|is not in"):
+        with pytest.raises(ValueError, match=r"are not positive|are not hundredths|is not in"):
             ClipAugment(**wrong)
 
 

@@ -293,8 +293,11 @@ def test_accumulation_that_a_callback_schedules_goes_on_in_a_resumed_epoch(
     args = [*image_arguments("cnn", retinas, one), *QUIET, "--trainer.max_epochs=2"]
     args += ["--trainer.callbacks+=GradientAccumulationScheduler"]
     args += ["--trainer.callbacks.scheduling={0: 2}"]
+    args += ["--lr_scheduler=lightning_modules.WarmupLinearDecay", "--optimizer.init_args.lr=0.01"]
     run = run_cli("fit", *args)
     whole = final_state(run)
+    assert whole["global_step"] == 4  # which the schedule spans
+    assert whole["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-4)
     run.rename(tmp_path / "whole run")
     with pytest.raises(SystemExit):
         run_cli("fit", *args, *stop_at(2))  # of four batches

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -68,15 +69,35 @@ def test_test_scores_equal_medmnists_evaluator(
     assert scores["test/ece"] == pytest.approx(sum(gaps), abs=2e-3)
 
 
-def test_a_loss_that_is_no_number_is_not_left_out() -> None:
+def test_images_count_alike_in_the_loss_and_one_that_is_no_number_is_not_left_out() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     model = ImageClassifier(network, ["a", "b"])
     model.log = MagicMock()  # type: ignore[method-assign]
     images, labels = torch.randn(16, 1, 2, 2), torch.arange(16) % 2
+
+    def validate() -> float:
+        model.val_loss.reset()
+        with torch.no_grad():
+            for part in torch.arange(16).split((9, 7)):
+                model.validation_step(ImageBatch(part, images[part], labels[part], (len(part),)))
+        return float(model.val_loss.compute())
+
+    expected = F.cross_entropy(network(images), labels).item()
+    assert validate() == pytest.approx(expected, rel=1e-6)
     images[3] = torch.nan
-    for part in torch.arange(16).split(8):
-        model.validation_step(ImageBatch(part, images[part], labels[part], (8,)))
-    assert model.val_loss.compute().isnan()
+    assert math.isnan(validate())
+
+
+def test_the_auc_of_two_classes_is_medmnists_for_any_confidence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    gaps = 20 + 4 * torch.randn(400, generator=generator) + labels
+    images = torch.stack((-gaps, gaps), dim=1)[:, :, None, None] / 2
+    model = ImageClassifier(nn.Flatten(), ["a", "b"])
+    model.log = MagicMock()  # type: ignore[method-assign]
+    model.validation_step(ImageBatch(torch.arange(400), images, labels, (400,)))
+    found = float(model.val_scores["auc"].compute())
+    assert found == pytest.approx(roc_auc_score(labels, gaps), abs=1e-6)
 
 
 def test_classes_without_an_image_are_left_out_of_the_means(

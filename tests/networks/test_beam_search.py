@@ -22,6 +22,7 @@ from networks import (
     TextDecoderRecurrent,
     TextDecoderTransformer,
 )
+from networks.ctc import PrefixScores
 
 START, STOP, PAD, VOCABULARY, LONGEST = 0, 1, 2, 6, 5
 SPECIAL: dict[str, Any] = {"start": START, "stop": STOP, "pad": PAD}
@@ -55,15 +56,34 @@ def texts(found: Tensor) -> list[list[int]]:
     return [row[: row.index(STOP) + 1] if STOP in row else row for row in rows]
 
 
+def score_by_ctc(logs: Tensor, real: Tensor, texts: Tensor, is_cut: bool) -> Tensor:
+    """Return the log-probability that each clip's text is the given one, or starts with it."""
+    count, length = texts.shape
+    if not is_cut:
+        lengths = torch.full((count,), length)
+        return -F.ctc_loss(logs.transpose(0, 1), texts, real.sum(1), lengths, PAD, "none")
+    prefixes = PrefixScores(logs, real, blank=PAD, width=1, stop=STOP)
+    for tokens in texts.T:
+        scores = prefixes.extend().gather(1, tokens[:, None])[:, 0]
+        prefixes.append(torch.arange(count), tokens)
+    return scores
+
+
 @pytest.mark.parametrize("decoder", [TextDecoderTransformer, TextDecoderRecurrent])
+@pytest.mark.parametrize("is_long", [False, True])
 @pytest.mark.parametrize(
     ("ctc_weight", "exponent", "fused"),
     [(0.0, 0.0, False), (0.3, 0.0, False), (0.4, 0.7, True), (1.0, 0.0, False)],
 )
 def test_a_wide_beam_finds_the_best_of_all_texts(
-    decoder: Callable[..., TextDecoder], ctc_weight: float, exponent: float, fused: bool
+    decoder: Callable[..., TextDecoder],
+    ctc_weight: float,
+    exponent: float,
+    fused: bool,
+    is_long: bool,
 ) -> None:
     network = make_network(decoder).requires_grad_(False)
+    network.decoder.output.bias.data[STOP] += -8.0 if is_long else 3.0
     memory, mask = make_memory()
     model = CharacterLanguageModel(VOCABULARY, 8, layers=1).eval().requires_grad_(False)
     for parameter in model.parameters():
@@ -78,28 +98,31 @@ def test_a_wide_beam_finds_the_best_of_all_texts(
     )
     found = texts(beam.decode(network, memory, mask, **SPECIAL))
     letters = [t for t in range(VOCABULARY) if t not in (START, STOP, PAD)]
-    every = [t for n in range(LONGEST) for t in itertools.product(letters, repeat=n)]
+    ends = []
     for clip, text in enumerate(found):
-        scores = {}
-        for candidate in every:
-            tokens = torch.tensor([[START, *candidate, STOP]])
-            one, real = memory[clip : clip + 1], mask[clip : clip + 1]
+        scores: dict[tuple[int, ...], float] = {}
+        for length in range(LONGEST + 1):
+            is_cut = length == LONGEST  # and has no stop token
+            candidates = torch.tensor(
+                [*itertools.product(letters, repeat=length)], dtype=torch.long
+            )
+            tokens = F.pad(F.pad(candidates, (1, 0), value=START), (0, 1 - is_cut), value=STOP)
+            one = memory[clip].expand(len(tokens), -1, -1)
+            real = mask[clip].expand(len(tokens), -1)
             attention = network.decoder(tokens[:, :-1], one, real).double().log_softmax(-1)
-            score = (1 - ctc_weight) * attention.gather(2, tokens[:, 1:, None]).sum()
+            score = attention.gather(2, tokens[:, 1:, None]).sum((1, 2)) * (1 - ctc_weight)
             if ctc_weight:
-                logs = network.ctc_log_probabilities(one).double().transpose(0, 1)
-                spelled = torch.tensor([candidate], dtype=torch.long)
-                loss = F.ctc_loss(
-                    logs, spelled, real.sum(1), torch.tensor([len(candidate)]), PAD, "sum"
-                )
-                score = score - ctc_weight * loss
+                logs = network.ctc_log_probabilities(one).double()
+                score = score + ctc_weight * score_by_ctc(logs, real, candidates, is_cut)
             if fused:
                 prior = model(tokens[:, :-1]).double().log_softmax(-1)
-                score = score + 0.5 * prior.gather(2, tokens[:, 1:, None]).sum()
-            scores[candidate] = float(score) / (len(candidate) + 1) ** exponent
-        best = max(scores, key=scores.__getitem__)
-        assert tuple(text[:-1]) in scores
-        assert scores[tuple(text[:-1])] == pytest.approx(scores[best], abs=1e-5)
+                score = score + 0.5 * prior.gather(2, tokens[:, 1:, None]).sum((1, 2))
+            score = score / (tokens.shape[1] - 1) ** exponent
+            scores |= zip(map(tuple, candidates.tolist()), score.tolist(), strict=True)
+        spelled = tuple(token for token in text if token != STOP)
+        assert scores[spelled] == pytest.approx(max(scores.values()), abs=1e-5)
+        ends.append(len(spelled) == LONGEST)
+    assert any(ends) == is_long or ctc_weight == 1.0  # then the decoder is not used
 
 
 @pytest.mark.parametrize(
