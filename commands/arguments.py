@@ -20,6 +20,7 @@ LINKS = (
     ("class_count", "network.init_args.classes"),
     ("channels", "network.init_args.channels"),
     ("inputs", "network.init_args.inputs"),
+    ("size", "network.init_args.size"),
     ("dimension", "network.init_args.dimension"),
     ("dimension", "dimension"),
     ("low", "low"),

@@ -152,10 +152,11 @@ def settings_of(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def name_data(config: Mapping[str, Any]) -> str:
-    """Return the names of the data module and of its folder or file."""
+    """Return the names of the data module, of its file or folder, and what it took of them."""
     settings = settings_of(config["data"])
-    where = [Path(str(settings[key])).name for key in ("root", "file") if settings.get(key)]
-    return " ".join([short_name(config["data"]), *where])
+    where = Path(str(settings.get("file") or settings.get("root", ""))).name
+    kinds = [str(settings[key]) for key in ("flag", "size", "test_protocol") if settings.get(key)]
+    return " ".join(filter(None, [short_name(config["data"]), where, *kinds]))
 
 
 def describe_model(

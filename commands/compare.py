@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.folders import make_console
-from commands.settings import describe_changes
+from commands.settings import apply_changes, describe_changes, describe_value, short_name
 from commands.tables import (
     Curves,
     draw_curves,
@@ -29,6 +29,7 @@ class Run:
         validation: metric → value, of the validation that chose best.ckpt.
         test: test metric → value.
         changed: settings of the test that differ from those of the training.
+        data: settings of the data that it was tested on.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Run:
     validation: dict[str, float]
     test: dict[str, float]
     changed: dict[str, Any]
+    data: dict[str, Any]
 
     def facts(self) -> dict[str, str]:
         """Return a row of the table: heading → cell."""
@@ -70,7 +72,9 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path} is no run directory: it does not exist")
     for file, stage in ((run.config, "fit"), (run.metrics, "fit"), (run.test_metrics, "test")):
         if not file.is_file():
-            raise UserError(f"{path} is not finished: it has no {file.name}; {stage} it first")
+            is_silent = file == run.metrics and run.last.is_file()
+            why = "trainer.logger was false" if is_silent else f"{stage} it first"
+            raise UserError(f"{path} is not finished: it has no {file.name}; {why}")
     curves = read_curves(run.metrics)
     monitor = run.read_config()["checkpoint"]["monitor"]
     if monitor not in curves:
@@ -84,8 +88,16 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{run.metrics} has no validation of best.ckpt, after {step} steps")
     epoch, validation = best
     parameters = [*curves["parameters"].values()][-1]
+    data = apply_changes(run.read_config(), tested.changed)["data"]
     return Run(
-        path.name, curves, int(parameters), epoch, validation, tested.metrics, tested.changed
+        path.name,
+        curves,
+        int(parameters),
+        epoch,
+        validation,
+        tested.metrics,
+        tested.changed,
+        {"class": short_name(data), **(data.get("init_args") or {})},
     )
 
 
@@ -110,6 +122,10 @@ def compare(paths: list[Path], output: Path) -> None:
     headings = list(dict.fromkeys(heading for row in facts for heading in row))
     # Metrics are rows and runs are columns: as columns, the metrics would not fit a terminal.
     rows = [[heading, *(row.get(heading, "–") for row in facts)] for heading in headings]
+    for setting in dict.fromkeys(setting for run in runs for setting in run.data):
+        values = [describe_value(run.data[setting]) if setting in run.data else "–" for run in runs]
+        if len(set(values)) > 1:
+            rows.append([f"data: {setting}", *values])
     names = [run.name for run in runs]
     output.mkdir(parents=True, exist_ok=True)
     write_table(["", *names], rows, output / "comparison.md")

@@ -22,11 +22,13 @@ class SaveFitConfig(SaveConfigCallback):
             run = RunDirectory(Path(trainer.default_root_dir))
             before = run.read_config() if trainer.ckpt_path and run.config.is_file() else {}
             config = self.config.clone()
-            if trainer.ckpt_path:  # a resumed run keeps its seed, and the weights it began with
+            if trainer.ckpt_path:  # a resumed run keeps its seed, precision and first weights
                 (engine,) = find_callbacks(trainer, Reproducibility)
                 if before.get("seed_everything") is not False:
                     config.seed_everything = engine.seed
                 config.init_from = before.get("init_from", config.init_from)
+                if config.trainer.precision is None:
+                    config.trainer.precision = before.get("trainer", {}).get("precision")
             with whole_file(run.config) as part:
                 self.parser.save(config, part, skip_unset=False, overwrite=True, multifile=False)
             for key, (old, new) in find_changes(before, run.read_config()).items():

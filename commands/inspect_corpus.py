@@ -75,10 +75,15 @@ def inspect_corpus(configs: Sequence[Path], others: Sequence[str], output: Path)
             for clip in track(clips, f"reading {split} clips", transient=True):
                 try:
                     recordings[split] += [measure(clip, data)] if clip.samples else []
-                except UserError:  # the header is whole, the samples are not
-                    data.unreadable.add(clip.name)
+                except UserError as error:  # the header is whole, the samples are not
+                    data.unreadable[clip.name] = str(error)
     if not recordings:
-        raise UserError(f"{data.root} has no clip with a known character: check the alphabet")
+        raise UserError(
+            f"{data.root} has no clip with a known character, such as in {unknown[0]}: check the "
+            "alphabet"
+        )
+    if not any(recordings.values()):
+        raise UserError(f"no clip can be read: {next(iter(data.unreadable.values()))}")
     columns = {split: summarize_split(found, data) for split, found in recordings.items()}
     headings = list(next(iter(columns.values())))
     rows = [[name, *(column[name] for column in columns.values())] for name in headings]
@@ -165,7 +170,9 @@ def show_counts(counts: Counter[str]) -> str:
 def find_oddities(recordings: dict[str, list[Recording]], data: SpeechDataModule) -> list[str]:
     """Return sentences on unreadable, repeated, silent and strangely fast or slow clips."""
     everything = [(split, r) for split, found in recordings.items() for r in found]
-    sentences = [f"{len(data.unreadable):,} clip(s) cannot be read{examples(data.unreadable)}."]
+    sentences = [
+        f"{len(data.unreadable):,} clip(s) cannot be read{examples(data.unreadable.values())}."
+    ]
     keys: dict[str, list[Any]] = {
         "transcript": [r.clip.text for _, r in everything],
         "recording": [r.digest for _, r in everything],

@@ -128,6 +128,11 @@ def load_predictor(
     )
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Return whether a path in a folder, or a folder on the way to it, is hidden."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def find_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
     """Return the given files, and the files with known suffixes in the given folders.
 
@@ -143,8 +148,8 @@ def find_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
                 raise UserError(f"{path} is a pipe or a device: save its content to a file first")
             found = [path]
             if path.is_dir():
-                inside = (p for p in sorted(path.rglob("*")) if not p.name.startswith("."))
-                found = [p for p in inside if p.suffix.lower() in suffixes and p.is_file()]
+                inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes)
+                found = [p for p in inside if p.is_file() and not is_hidden(p, path)]
         except OSError as error:
             raise as_user_error(error, path) from error
         if not found:

@@ -114,6 +114,8 @@ def count_errors(aligned: list[list[tuple[str, str]]]) -> dict[str, Any]:
 
 def show_worst(run: RunDirectory, clips: list[TestedClip], count: int) -> list[dict[str, Any]]:
     """Return the clips with the most wrong words: texts aligned, sound, alignment picture."""
+    if count < 0:
+        raise UserError(f"--worst {count} is negative")
     worst = sorted(clips, key=lambda clip: (-clip.errors(), clip.id))[:count]
     worst = [clip for clip in worst if clip.errors()]
     if not worst:

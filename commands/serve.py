@@ -176,6 +176,17 @@ def serve(paths: Sequence[Path], host: str, port: int, max_minutes: float) -> No
         raise UserError(f"port {port} does not exist: give --port 1 … 65535")
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, lambda number, _: sys.exit(128 + number))  # uploads are deleted then
+    try:
+        run_page(paths, host, port, max_minutes)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        # A recording may be being transcribed in a thread that cannot be stopped: the interpreter
+        # would crash if it ended around it.
+        sys.stdout.flush()
+        os._exit(130 if isinstance(stopped, KeyboardInterrupt) else int(stopped.code or 0))
+
+
+def run_page(paths: Sequence[Path], host: str, port: int, max_minutes: float) -> None:
+    """Serve a page; arguments and errors as of `serve`."""
     with UPLOADS:
         page = build_page(*load_runs(paths, max_minutes))
         try:

@@ -232,7 +232,7 @@ class SuiteCLI(LightningCLI):
         """Build the trainer around the run directory; only fit logs curves.
 
         Raises:
-            UserError: if the weights would not be in float32.
+            UserError: if a setting is invalid, or the weights would not be in float32.
         """
         keep_freed_memory()
         kwargs["default_root_dir"] = str(self.run.path)
@@ -258,6 +258,11 @@ class SuiteCLI(LightningCLI):
                 f"trainer.precision={trainer.precision} is not supported: weights are in float32; "
                 "choose 32-true, bf16-mixed or 16-mixed"
             )
+        for setting in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            if trainer[setting] is not None and trainer[setting] < 1:
+                raise UserError(f"trainer.{setting} {trainer[setting]} is less than 1")
+        if self.subcommand == "fit" and trainer.limit_train_batches == 0:
+            raise UserError("trainer.limit_train_batches 0 leaves nothing to train")
         mixed = getattr(self.model, "mixed_precision", False)
         if self.subcommand == "fit" and trainer.precision is None and mixed:
             kwargs["precision"] = self.resume_precision or choose_precision(trainer.accelerator)
@@ -277,7 +282,10 @@ class SuiteCLI(LightningCLI):
                 ),
                 MetricsCSV(self.run.path, resume_step=self.resume_step),
             ]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # such as of trainer.devices
+            raise UserError(shorten(str(error))) from error
 
     def configure_optimizers(  # type: ignore[override] # LightningCLI's is static
         self,
@@ -318,10 +326,12 @@ class SuiteCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Score on the validation set; see `_run`."""
+        self._log_changes()
         self._run(self.trainer.validate, kwargs)
 
     def test(self, **kwargs: Any) -> None:
         """Score on the test set; see `_run`."""
+        self._log_changes()
         self._run(self.trainer.test, kwargs)
 
     def predict(self, **kwargs: Any) -> None:
@@ -380,12 +390,22 @@ class SuiteCLI(LightningCLI):
         raise error
 
     def after_test(self) -> None:
-        """Write ``test_metrics.json``."""
+        """Write ``test_metrics.json``.
+
+        Raises:
+            UserError: if nothing was tested; earlier scores are kept.
+        """
         if self.trainer.is_global_zero:
             metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+            if not metrics:
+                raise UserError("nothing was tested: trainer.limit_test_batches is 0, or too small")
             checkpoint = None if self.checkpoint is None else str(self.checkpoint)
             changed = {key: new for key, (_, new) in self._changes().items()}
             self.run.write_scores(Scores(checkpoint, self.resume_step, metrics, changed))
+
+    def _log_changes(self) -> None:
+        for key, (old, new) in self._changes().items():
+            rank_zero_info(f"{key} was {old} in training and is {new} now")
 
     def _changes(self) -> dict[str, tuple[Any, Any]]:
         """Return the settings of this stage that differ from those of fit."""

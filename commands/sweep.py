@@ -52,6 +52,9 @@ def run_sweep(config: Path, others: Sequence[str], storage: str | None) -> None:
         UserError: if the sweep cannot start, no trial finished, or the test failed.
         SystemExit: with 130 after SIGINT, 143 after SIGTERM.
     """
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    # Lists are stored and read as they are.
+    warnings.filterwarnings("ignore", "Choices for a categorical distribution should be a tuple")
     sweep = Sweep(config, others)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with lock(sweep.folder / ".lock", wait=True), sweep.deferred_signals():
@@ -88,6 +91,8 @@ class Sweep:
         parser.add_argument("--pruning", type=Literal["median"] | None)
         try:
             self.yaml, self.others = parser.parse_path(str(path)), others
+            if not self.yaml.search:
+                raise ValueError("search is empty: name a key and its values")
             for key, space in self.yaml.search.items():
                 values = space if isinstance(space, list) else [space.get("low"), space.get("high")]
                 if not values or (self.yaml.trials == "grid" and values is not space):
@@ -121,7 +126,6 @@ class Sweep:
     def open_study(self, url: str | None) -> None:
         """Create or load the study; queue a trial for each run that has none."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         search, count = self.yaml.search, self.yaml.trials
         self.retry = RetryHeartbeatStaleTrialCallback()
         journal = str(self.folder / "journal.log")

@@ -50,6 +50,15 @@ class ClipAugment:
         self.noises = find_recordings(noise_paths, "noise_paths")
         self.silence_probability = silence_probability
 
+    def check(self, sample_rate: int) -> None:
+        """Read the headers of all noises, before one of them is drawn in the middle of a training.
+
+        Raises:
+            UserError: if one cannot be read.
+        """
+        for path in self.noises:
+            inspect_clip(path.stem, path, sample_rate)
+
     def __call__(self, waveform: Tensor, sample_rate: int) -> tuple[Tensor, bool]:
         """Return the changed waveform, and whether its transcript still applies.
 

@@ -225,7 +225,9 @@ def read_clip(clip: Clip, sample_rate: int, channel: int | None = None) -> Tenso
             parts = [mix_down(part, channel) for part in read_parts(file)]
     except soundfile.SoundFileError as error:
         raise UserError(f"{clip.name} cannot be read ({error})") from error
-    recording = np.concatenate([np.zeros(0, np.float32), *parts])
+    if not parts:
+        raise UserError(f"{clip.name} is empty")
+    recording = np.concatenate(parts)
     samples = count_samples(len(recording), rate, sample_rate)
     if samples != clip.samples:
         raise UserError(

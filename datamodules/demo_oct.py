@@ -28,6 +28,8 @@ class DemoOCTDataModule(OCTMNISTDataModule):
 
     def __init__(self, file: str = "data/demo_oct.npz", images: int = 4_000, **kwargs: Any) -> None:
         super().__init__(file=file, **kwargs)
+        if images < 1:
+            raise ValueError(f"images {images} is less than 1")
         self.images = images
 
     def prepare_data(self) -> None:

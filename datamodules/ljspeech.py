@@ -96,11 +96,13 @@ def read_metadata(path: Path) -> list[tuple[str, str, str]]:
         fields = line.split("|")
         if len(fields) not in (2, 3):
             raise UserError(f"{source} has {len(fields)} field(s) instead of {LAYOUT}")
-        id, text = fields[0], fields[-1].strip()
+        id, text = fields[0].strip(), fields[-1].strip()
         if not id or id != Path(id).name:
             raise UserError(f"{source}: the id {id!r} is not a plain file name")
         if id in seen:
             raise UserError(f"{source} repeats the id {id} of {seen[id]}")
         seen[id] = source
         records.append((id, text, source))
+    if not records:
+        raise UserError(f"{path} is empty: it needs a line {LAYOUT} per clip")
     return records

@@ -31,6 +31,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         size: pixels per side: 28, 64, 128 or 224.
         root: folder of the downloaded files.
         file: file of your own in the same layout, instead of the official one.
+        class_names: names of the classes of ``file``; by default those of the official set.
         batch_size: maximum number of images per optimizer step and process.
         steps_per_execution: number of optimizer steps per training batch. The trainer's hooks cost
             more than a step of a small network; with this they run once per batch. The progress
@@ -54,6 +55,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         size: int = 28,
         root: str = "data/medmnist",
         file: str | None = None,
+        class_names: list[str] | None = None,
         batch_size: int = 64,
         steps_per_execution: int = 1,
         pixel_divisor: float = 255.0,
@@ -74,6 +76,10 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
             raise ValueError(f"size {size} of {flag} does not exist: choose 28, 64, 128 or 224")
         if info["task"] == "multi-label, binary-class":
             raise ValueError(f"flag {flag} has several labels per image: choose a single-label set")
+        if class_names is not None and (file is None or len({*class_names}) < 2):
+            raise ValueError("class_names needs two names or more, which differ, and a file")
+        if not pixel_divisor > 0:
+            raise ValueError(f"pixel_divisor {pixel_divisor} is not above 0")
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is less than 1")
         if steps_per_execution < 1:
@@ -86,7 +92,7 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
         self.size = size
         self.url: str = info[f"url{suffix}"]
         self.md5: str = info[f"MD5{suffix}"]
-        self.class_names = [info["label"][str(i)] for i in range(len(info["label"]))]
+        self.class_names = class_names or [info["label"][str(i)] for i in range(len(info["label"]))]
         self.channels: int = info["n_channels"]
         self.licence: str = info["license"]
         self.path = Path(file) if file else Path(root) / f"{flag}{suffix}.npz"

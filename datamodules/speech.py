@@ -105,9 +105,14 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
             raise ValueError(f"seed {seed} is negative")
         if max_clips is not None and max_clips < 1:
             raise ValueError(f"max_clips {max_clips} is less than 1")
-        if max_batch_seconds is not None and max_batch_seconds <= 0:
+        if max_characters is not None and max_characters < 1:
+            raise ValueError(f"max_characters {max_characters} is less than 1")
+        for name, count in (("channel", channel), ("max_unreadable_clips", max_unreadable_clips)):
+            if count is not None and count < 0:
+                raise ValueError(f"{name} {count} is negative")
+        if max_batch_seconds is not None and not max_batch_seconds > 0:
             raise ValueError(f"max_batch_seconds {max_batch_seconds} is not above 0")
-        if min(splits) < 0 or sum(splits) > 1:
+        if not (min(splits) >= 0 and sum(splits) <= 1):
             raise ValueError(f"splits {splits} are not fractions that leave a part of 1 for test")
         self.root = Path(root)
         self.batch_size = batch_size
@@ -123,7 +128,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         self.evaluate_on_train = evaluate_on_train
         self.predict_paths = predict_paths
         self.max_unreadable_clips = max_unreadable_clips
-        self.unreadable: set[str] = set()
+        self.unreadable: dict[str, str] = {}  # the reason by the clip's name
         self.num_workers = num_workers
         self.seed = seed
 
@@ -188,7 +193,10 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
         for split in self.missing_splits(stage):
             source = "train" if self.evaluate_on_train else split
             clips = self.inspect_clips(split, parts[source])
-            self.datasets[split] = self._dataset(clips, self.augment if split == "train" else None)
+            augment = self.augment if split == "train" else None
+            if augment is not None:
+                augment.check(self.sample_rate)
+            self.datasets[split] = self._dataset(clips, augment)
 
     def split_transcripts(self) -> dict[str, list[Transcript]]:
         """Return each split's normalized transcripts.
@@ -256,7 +264,7 @@ class SpeechDataModule(SplitDataModule[SpeechDataset]):
     def _count_unreadable(self, name: str, reason: str) -> None:
         if name in self.unreadable:
             return
-        self.unreadable.add(name)
+        self.unreadable[name] = reason
         if len(self.unreadable) > self.max_unreadable_clips:
             raise UserError(
                 f"{reason}; to skip such clips set --data.init_args.max_unreadable_clips="

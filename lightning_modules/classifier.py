@@ -114,6 +114,8 @@ class ImageClassifier(Classifier):
         mirror: bool = False,
     ) -> None:
         super().__init__(class_names)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1]")
         self.network = network
         self.label_smoothing = label_smoothing
         self.mirror = mirror

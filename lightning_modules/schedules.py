@@ -45,6 +45,9 @@ class WarmupLinearDecay(LRScheduler):
         warmup: fraction of all steps during which the rate rises.
         floor: lowest fraction of the peak, at the first and the last step.
         total_steps: number of optimizer steps in the whole training; None takes the trainer's.
+
+    Raises:
+        UserError: if a setting is out of range.
     """
 
     def __init__(
@@ -54,6 +57,11 @@ class WarmupLinearDecay(LRScheduler):
         floor: float = 0.01,
         total_steps: int | None = None,
     ) -> None:
+        for name, value in (("warmup", warmup), ("floor", floor)):
+            if not 0 <= value <= 1:
+                raise UserError(f"lr_scheduler: {name} {value} is not in [0, 1]")
+        if total_steps is not None and total_steps < 1:
+            raise UserError(f"lr_scheduler: total_steps {total_steps} is less than 1")
         self.warmup = warmup
         self.floor = floor
         self.total_steps = total_steps

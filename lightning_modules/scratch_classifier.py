@@ -48,11 +48,18 @@ class ScratchClassifier(Classifier):
         """Take the steps in this class, not in the trainer.
 
         Raises:
-            UserError: if it is to be trained on another device than the CPU.
+            UserError: if it is to be trained on another device than the CPU, or with settings of
+                steps that are not its own.
         """
-        if stage == "fit" and self.trainer.strategy.root_device.type != "cpu":
+        name, trainer = type(self).__name__, self.trainer
+        if stage == "fit" and trainer.strategy.root_device.type != "cpu":
+            raise UserError(f"{name} is trained on the CPU: give --trainer.accelerator cpu")
+        has_optimizer = "configure_optimizers" in vars(self)  # set by the command line
+        has_other_steps = trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1
+        if stage == "fit" and (has_optimizer or has_other_steps):
             raise UserError(
-                f"{type(self).__name__} is trained on the CPU: give --trainer.accelerator cpu"
+                f"{name} takes its own steps, without optimizer, lr_scheduler, gradient_clip_val "
+                "or accumulate_grad_batches: set model.init_args.network.init_args.learning_rate"
             )
         super().setup(stage)
         self.automatic_optimization = False

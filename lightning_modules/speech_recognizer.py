@@ -53,8 +53,9 @@ class SpeechRecognizer(CharacterTask):
         longest_clip: length in seconds of the longest training clip.
 
     Raises:
-        ValueError: if ``ctc_weight`` is not in [0, 1), or the network lacks a CTC head to train or
-            has one that the loss would leave untrained, or a decoding strategy does not fit it.
+        ValueError: if ``label_smoothing`` or ``ctc_weight`` is out of range, or the network lacks a
+            CTC head to train or has one that the loss would leave untrained, or a decoding strategy
+            does not fit it.
     """
 
     network: SpeechToText
@@ -73,6 +74,8 @@ class SpeechRecognizer(CharacterTask):
         super().__init__(network, vocabulary)
         if not 0 <= ctc_weight < 1:
             raise ValueError(f"ctc_weight {ctc_weight} is not in [0, 1)")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing {label_smoothing} is not in [0, 1]")
         if (ctc_weight > 0) != (network.ctc_head is not None):
             raise ValueError(
                 f"ctc_weight {ctc_weight} needs network.init_args.ctc={str(ctc_weight > 0).lower()}"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -39,6 +40,8 @@ class FeedForwardNetwork(nn.Sequential):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(nn.Flatten())
+        if layers < 0 or hidden_size < 1:
+            raise ValueError(f"layers {layers} is negative, or hidden_size {hidden_size} below 1")
         sizes = [inputs, *[hidden_size] * layers]
         for before, after in pairwise(sizes):
             self.extend([nn.Linear(before, after), ACTIVATIONS[activation](), nn.Dropout(dropout)])
@@ -46,20 +49,26 @@ class FeedForwardNetwork(nn.Sequential):
 
 
 class ConvNet(nn.Module):
-    """The course's convolutional network for 28×28 images, with max-pooling or strides.
+    """The course's convolutional network, with max-pooling or strides.
 
-    Both variants have 224,892 parameters: two convolutions with 8 and 16 channels reduce the size
-    to 14×14 and 6×6; three linear layers follow.
+    Both variants have 224,892 parameters for images of 28×28: two convolutions with 8 and 16
+    channels reduce the size to 14×14 and 6×6; three linear layers follow.
 
     Args:
         max_pool: whether 2×2 max-pooling follows each convolution; otherwise their stride is 2.
         channels: number of image channels.
         classes: number of classes.
         dropout: dropout probability after the first linear layer.
+        size: pixels per side of an image.
     """
 
     def __init__(
-        self, max_pool: bool = True, channels: int = 1, classes: int = 4, dropout: float = 0.7
+        self,
+        max_pool: bool = True,
+        channels: int = 1,
+        classes: int = 4,
+        dropout: float = 0.7,
+        size: int = 28,
     ) -> None:
         super().__init__()
         stride = 1 if max_pool else 2
@@ -72,9 +81,11 @@ class ConvNet(nn.Module):
             nn.ReLU(),
             pool,  # (batch, 16, 6, 6)
         )
+        with torch.no_grad():
+            flat = self.features(torch.zeros(1, channels, size, size)).numel()
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(576, 320),
+            nn.Linear(flat, 320),
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(320, 120),
@@ -83,5 +94,5 @@ class ConvNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits: (batch, channels, 28, 28) → (batch, classes)."""
+        """Return the logits: (batch, channels, size, size) → (batch, classes)."""
         return self.classifier(self.features(images))

@@ -51,6 +51,8 @@ class ResidualNetwork(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not widths or min(widths) < 1 or blocks < 1:
+            raise ValueError(f"widths {widths} or blocks {blocks} are not all at least 1")
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         layers = []
         before = widths[0]

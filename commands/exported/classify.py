@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 HERE = Path(__file__).parent
-EIGHT_BITS, SIXTEEN_BITS = 255, 65_535
+EIGHT_BITS, TWELVE_BITS, SIXTEEN_BITS = 255, 4_095, 65_535
 MODEL = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
 
 
@@ -27,15 +27,17 @@ def read(path: str) -> NDArray[np.uint8]:
         ValueError: if its pixels are not of 8 or 16 bits, or it is too small.
     """
     with Image.open(path) as file:
-        image: Image.Image = file
+        image: Image.Image = ImageOps.exif_transpose(file)
         if 4 * min(image.size) < MODEL["size"]:
             raise ValueError(f"{image.size[0]}×{image.size[1]} pixels are too few")
         if image.mode.startswith("I"):
             pixels = np.asarray(image)
             if pixels.max() > SIXTEEN_BITS or pixels.min() < 0:
                 raise ValueError("its pixels have more than 16 bits")
-            if image.mode == "I" and pixels.max() <= EIGHT_BITS:
-                raise ValueError("its depth is unclear: save it with 8 or 16 bits")
+            if 0 < pixels.max() <= TWELVE_BITS:  # of 8, 12 or 16 bits?
+                raise ValueError(
+                    "its depth is unclear: save it with 8 bits, or with values up to 65,535"
+                )
             image = Image.fromarray((pixels / SIXTEEN_BITS * EIGHT_BITS).round().astype(np.uint8))
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers")
@@ -52,7 +54,7 @@ def read(path: str) -> NDArray[np.uint8]:
 
 def main() -> None:
     """Classify the images of the command line; print CSV."""
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         sys.exit("usage: python run.py IMAGE…")
     session = onnxruntime.InferenceSession(
         HERE / "classifier.onnx", providers=["CPUExecutionProvider"]

@@ -237,11 +237,13 @@ def transcribe(samples: Array, networks: dict[str, InferenceSession]) -> str:
 
 def main() -> None:
     """Transcribe the recordings of the command line."""
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         sys.exit("usage: python run.py RECORDING…")
     networks, failed = load(), 0
     for path in sys.argv[1:]:
         try:
+            if not Path(path).exists():
+                raise FileNotFoundError("it does not exist")
             samples = read(path)
         except (OSError, TypeError, ValueError, soundfile.SoundFileError) as error:
             failed += 1

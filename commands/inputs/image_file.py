@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from datamodules.npz import open_npz, read_array
 from errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npz")
-EIGHT_BITS, SIXTEEN_BITS = 255, 65_535
+EIGHT_BITS, TWELVE_BITS, SIXTEEN_BITS = 255, 4_095, 65_535
 MAX_ENLARGEMENT = 4
 """Maximum factor by which a small image is enlarged."""
 
@@ -36,6 +37,8 @@ def read_images(path: Path, size: int, channels: int) -> tuple[NDArray[np.uint8]
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist")
+    images: list[Image.Image] = []
+    is_turned = False
     try:
         if path.suffix.lower() == ".npz":
             images = [Image.fromarray(pixels) for pixels in read_archive(path)]
@@ -43,7 +46,9 @@ def read_images(path: Path, size: int, channels: int) -> tuple[NDArray[np.uint8]
             with Image.open(path) as file:
                 # The further frames of other formats are thumbnails.
                 frames = ImageSequence.Iterator(file) if file.format == "TIFF" else (file,)
-                images = [frame.copy() for frame in frames]
+                for frame in frames:
+                    is_turned |= frame.getexif().get(Base.Orientation, 1) != 1
+                    images.append(ImageOps.exif_transpose(frame))
         smallest = min(images, key=lambda image: min(image.size))
         if min(smallest.size) * MAX_ENLARGEMENT < size:
             width, height = smallest.size
@@ -57,7 +62,8 @@ def read_images(path: Path, size: int, channels: int) -> tuple[NDArray[np.uint8]
     # Pillow raises many types for damaged files.
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error})") from error
-    note = ", ".join(dict.fromkeys(note for _, note in found if note))
+    notes = ["turned as its EXIF data say"] if is_turned else []
+    note = ", ".join(dict.fromkeys([*notes, *(note for _, note in found if note)]))
     return np.stack([np.asarray(image) for image, _ in found]), note
 
 
@@ -88,8 +94,8 @@ def convert(image: Image.Image, size: int, mode: str) -> tuple[Image.Image, str]
     """Convert an image to the classifier's size and mode; also return a note on what was changed.
 
     Raises:
-        ValueError: if its pixels are floating-point numbers, have more than 16 bits, or have 32
-            bits of which only 8 are used.
+        ValueError: if its pixels are floating-point numbers, have more than 16 bits, or have more
+            than 8 bits of which 12 at most are used.
     """
     notes = []
     if image.mode == "F":
@@ -98,8 +104,10 @@ def convert(image: Image.Image, size: int, mode: str) -> tuple[Image.Image, str]
         pixels = np.asarray(image)
         if pixels.max() > SIXTEEN_BITS or pixels.min() < 0:
             raise ValueError("its pixels have more than 16 bits")
-        if image.mode == "I" and pixels.max() <= EIGHT_BITS:
-            raise ValueError("its depth is unclear: save it with 8 or 16 bits")
+        if 0 < pixels.max() <= TWELVE_BITS:  # of 8, 12 or 16 bits?
+            raise ValueError(
+                "its depth is unclear: save it with 8 bits, or with values up to 65,535"
+            )
         image = Image.fromarray((pixels / SIXTEEN_BITS * EIGHT_BITS).round().astype(np.uint8))
         notes.append("16 bits to 8")
     if image.mode in ("P", "PA", "LA", "RGBA"):  # palette indices are not brightness values

@@ -39,6 +39,24 @@ def test_a_comparison_is_a_table_and_curves(
     assert "test/accuracy" in capsys.readouterr().out
 
 
+def test_runs_that_were_tested_on_other_data_are_told_apart(
+    retinas: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = train("perceptron", retinas, tmp_path, "first")
+    second = train("perceptron", retinas, tmp_path, "second", test=False)
+    config = ["--config", str(second / "config.yaml"), "--data.init_args.max_images=9"]
+    cli.main(["test", *config])
+    assert "data.init_args.max_images was None in training and is 9 now" in caplog.text
+    cli.main(["compare", str(first), str(second), "--output", str(tmp_path / "out")])
+    table = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "| data: max_images | None | 9 |" in table
+    assert "data: file" not in table
+    for file in ("metrics.csv", "test_metrics.json"):
+        (second / file).unlink()
+    with pytest.raises(SystemExit, match=r"it has no metrics\.csv; trainer\.logger was false"):
+        cli.main(["compare", str(first), str(second)])
+
+
 def test_missing_unfinished_and_incomparable_runs_are_named(
     retinas: Path, small: list[str], tmp_path: Path
 ) -> None:

@@ -258,7 +258,10 @@ def test_probabilities_are_equal(
     Image.fromarray(pixels.astype(np.int32)).save(tmp_path / "deep.tiff")
     rows, errors, status = execute(run / "exported", tmp_path / "deep.tiff")
     assert (len(rows), status) == (1, 1)
-    assert "deep.tiff (its depth is unclear: save it with 8 or 16 bits)" in errors
+    assert (
+        "deep.tiff (its depth is unclear: save it with 8 bits, or with values up to 65,535)"
+        in errors
+    )
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, run_cli: Callable[..., Path]) -> None:

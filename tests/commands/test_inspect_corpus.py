@@ -50,6 +50,18 @@ def test_a_corpus_is_described_and_its_oddities_are_named(data: list[str], tmp_p
     assert (tmp_path / "found" / "corpus.png").stat().st_size > 10_000
 
 
+def test_a_corpus_without_a_readable_clip_is_refused_with_a_reason(
+    data: list[str], own_tones: Path
+) -> None:
+    for path in (own_tones / "wavs").iterdir():
+        path.unlink()
+    with (
+        pytest.warns(UserWarning, match="skipped clip"),
+        pytest.raises(SystemExit, match=r"error: no clip can be read: .*T-000\.wav .*not exist"),
+    ):
+        cli.main(data)
+
+
 def test_what_is_no_speech_corpus_is_named(data: list[str], tmp_path: Path) -> None:
     for configs in ([str(CONFIGS / "octmnist_cnn.yaml")], ["missing.yaml"]):
         with pytest.raises(

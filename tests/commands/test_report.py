@@ -110,6 +110,8 @@ def test_two_runs_are_compared_by_paired_samples(tested: Path, tmp_path: Path) -
 def test_what_cannot_be_reported_is_named(tested: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"error: report compares at most two runs, not 3"):
         cli.main(["report", *[str(tested)] * 3])
+    with pytest.raises(SystemExit, match="error: --worst -1 is negative"):
+        cli.main(["report", str(tested), "--worst", "-1"])
     with pytest.raises(SystemExit, match=r"error: .*nowhere has no test_metrics\.json: test a"):
         cli.main(["report", str(tmp_path / "nowhere")])
     other = tmp_path / "other"

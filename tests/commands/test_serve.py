@@ -59,6 +59,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, retinas: Path) -> Path:
         sound = speak("a sentence that is long enough", Voice(), data)
     soundfile.write(folder / "spoken.wav", sound, SAMPLE_RATE)
     soundfile.write(folder / "long.wav", np.zeros(int(61 * MAX_MINUTES * 8_000)), 8_000)
+    noise = 0.1 * np.random.default_rng(0).standard_normal(int(59 * MAX_MINUTES * 8_000))
+    soundfile.write(folder / "busy.wav", noise, 8_000)
     (folder / "text.wav").write_text("no sound " * 50)
     Image.fromarray(np.load(retinas)["test_images"][0]).save(folder / "scan.png")
     return folder
@@ -85,7 +87,7 @@ def start(runs: Path, port: int, uploads: Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def address(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(runs: Path, files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running server; afterwards nothing that was uploaded is left."""
     uploads = tmp_path_factory.mktemp("uploads")
     port = free_port()
@@ -96,6 +98,10 @@ def address(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         assert line == f"speech, other, images: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
         yield f"http://127.0.0.1:{port}"
     finally:
+        busy = gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False)
+        for _ in range(4):  # it ends in the middle of work
+            busy.submit(gradio_client.handle_file(files / "busy.wav"), api_name="/speech")
+        time.sleep(1)
         process.terminate()
         assert process.wait(30) == 143
         process.stdout.close()

@@ -131,6 +131,7 @@ def test_pruning_stops_a_bad_trial_early(retinas: Path, tmp_path: Path) -> None:
         ({"search": {LR: {"low": 1.0}}, "trials": 3}, "high"),
         ({"search": {"optimizer.init_args.rate": [1]}}, "Option 'rate' is not accepted"),
         ({"search": [0.1]}, "search"),
+        ({"search": {}, "trials": 2}, "search is empty"),
         ({"trials": "some"}, "trials.*some"),
         ({"trials": 0}, "trials.*0"),
         ({"pruning": "mean"}, "pruning.*mean"),

@@ -243,6 +243,7 @@ def test_noise_can_be_recorded(tmp_path: Path) -> None:
     hum = 0.1 * np.sin(2 * np.pi * 1000 * np.arange(rate // 4) / rate)
     soundfile.write(noises / "hum.wav", hum, rate)
     augment = ClipAugment([1.0], 1.0, (6.0, 6.0), noise_paths=[str(tmp_path / "noises")])
+    augment.check(SAMPLE_RATE)
     clip = 0.1 * torch.randn(SAMPLE_RATE)
     noisy, _ = augment(clip, SAMPLE_RATE)
     noise = noisy - clip
@@ -257,6 +258,17 @@ def test_noise_can_be_recorded(tmp_path: Path) -> None:
     (noises / "hum.wav").write_bytes(b"hum")
     with pytest.raises(UserError, match=r"hum\.wav is not a readable audio file"):
         augment(clip, SAMPLE_RATE)
+
+
+def test_noises_are_checked_before_the_training(
+    small: list[str], tmp_path: Path, fail_cli: Callable[..., str]
+) -> None:
+    (tmp_path / "noises").mkdir()
+    (tmp_path / "noises" / "z.wav").write_text("z")
+    augment = "--data.init_args.augment"
+    args = [f"{augment}=datamodules.ClipAugment", "--trainer.max_epochs=1"]
+    args += [f"{augment}.init_args.noise_paths=[{tmp_path / 'noises'}]"]  # never drawn
+    assert "z.wav is not a readable audio file" in fail_cli("fit", *small, *args)
 
 
 def test_only_training_clips_are_augmented_and_a_resumed_epoch_hears_the_same(tones: Path) -> None:

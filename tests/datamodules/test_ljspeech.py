@@ -1,4 +1,6 @@
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +114,8 @@ def spoil(kind: str, root: Path) -> None:
     metadata.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if kind == "not text":
         metadata.write_bytes(b"\xff\xfe\x00")
+    elif kind == "empty metadata":
+        metadata.write_bytes(b"")
     elif kind == "no metadata":
         metadata.unlink()
 
@@ -130,6 +134,7 @@ def spoil(kind: str, root: Path) -> None:
         ("path as id", r"metadata\.csv line 2: the id '\.\./T-001' is not a plain file name"),
         ("same id", r"metadata\.csv line 2 repeats the id T-000"),
         ("not text", r"metadata\.csv is not UTF-8 text"),
+        ("empty metadata", r"metadata\.csv is empty: it needs a line id\|"),
         ("no metadata", r"metadata\.csv does not exist: it should hold one line id\|"),
     ],
 )
@@ -167,11 +172,21 @@ def test_a_clip_that_changes_during_the_run_is_named(own_tones: Path) -> None:
         data.on_before_batch_transfer(batch, 0)
 
 
-def test_invalid_splits_and_batch_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size 0"):
-        LJSpeechDataModule(batch_size=0)
-    with pytest.raises(ValueError, match=r"splits \(0.9, 0.2\)"):
-        LJSpeechDataModule(splits=(0.9, 0.2))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"splits": (0.9, 0.2)}, r"splits \(0.9, 0.2\)"),
+        ({"splits": (math.nan, 0.2)}, r"splits \(nan, 0.2\)"),
+        ({"max_batch_seconds": math.nan}, "max_batch_seconds nan is not above 0"),
+        ({"max_characters": -1}, "max_characters -1 is less than 1"),
+        ({"channel": -1}, "channel -1 is negative"),
+        ({"max_unreadable_clips": -1}, "max_unreadable_clips -1 is negative"),
+    ],
+)
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LJSpeechDataModule(**settings)
 
 
 @pytest.mark.skipif(

@@ -1,5 +1,7 @@
+import json
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from datamodules.medmnist import class_weights
 from datamodules.sampling import ShuffledBatchSampler
 from engine import creation
 from errors import UserError
-from tests.conftest import REAL_DATA
+from tests.conftest import CONFIGS, REAL_DATA
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,23 @@ def test_colour_sets_of_any_class_number_work(tmp_path: Path) -> None:
     images = data.datasets["test"].images
     assert images.shape == (10, 3, 28, 28)
     assert (images[3, 1].numpy() == np.load(path)["test_images"][3, :, :, 1]).all()
+
+
+def test_a_file_of_ones_own_has_its_own_classes(
+    file: Path, tmp_path: Path, run_cli: Callable[..., Path]
+) -> None:
+    arrays = dict(np.load(file))
+    labels = {name: array % 2 for name, array in arrays.items() if name.endswith("labels")}
+    np.savez(tmp_path / "own.npz", **(arrays | labels))
+    data = f"--data.init_args.file={tmp_path / 'own.npz'}"
+    names = '--data.init_args.class_names=["cat","dog"]'
+    config = ["--config", CONFIGS / "octmnist_mlp.yaml", data, names]
+    run = run_cli("fit", *config, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false")
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert next(reversed(weights.values())).shape == (2,)
+    run_cli("test", *config)
+    scores = json.loads((run / "test_metrics.json").read_text())["metrics"]
+    assert {"test/recall/cat", "test/recall/dog"} < scores.keys()
 
 
 def test_the_courses_test_set_is_the_first_images_of_each_class(file: Path) -> None:
@@ -215,6 +234,9 @@ def test_the_official_file_is_checked_and_a_missing_one_is_named(tmp_path: Path)
         ({"flag": "chestmnist"}, "chestmnist has several labels per image"),
         ({"size": 32}, "size 32 of octmnist does not exist"),
         ({"batch_size": 0}, "batch_size 0"),
+        ({"pixel_divisor": 0.0}, r"pixel_divisor 0\.0 is not above 0"),
+        ({"class_names": ["a", "b"]}, "class_names needs .* a file"),
+        ({"class_names": ["a", "a"], "file": "own.npz"}, "which differ"),
         ({"steps_per_execution": 0}, "steps_per_execution 0"),
     ],
 )

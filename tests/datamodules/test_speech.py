@@ -2,6 +2,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -82,6 +83,14 @@ def test_unreadable_clips_are_left_out_counted_once_and_named(pairs: Path) -> No
         data.on_before_batch_transfer(data.datasets["train"][[2, 3]], 0)
     with pytest.raises(UserError, match=r"T-002\.flac .*nor can any other clip of its batch"):
         data.datasets["train"][[1, 2]]
+
+
+@pytest.mark.filterwarnings("ignore:skipped clip")
+def test_an_empty_clip_is_left_out(pairs: Path) -> None:
+    soundfile.write(pairs / "T-001.flac", np.zeros(0), SAMPLE_RATE)
+    data = PairsDataModule(str(pairs), max_unreadable_clips=1)
+    data.setup("fit")
+    assert data.datasets["train"][[0, 1]].ids == ("T-000",)
 
 
 def test_a_jobs_workers_are_as_many_as_its_own_cores(

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine import RunDirectory
 from tests.conftest import CONFIGS
 
 
@@ -28,6 +29,12 @@ def test_fit_uses_bfloat16_where_the_cpu_computes_it_and_a_resumed_run_keeps_its
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     run_cli("fit", *on_cpu, "--trainer.max_epochs=2", "--ckpt_path=last")
     assert precision_of(run) == "bf16-mixed"
+    half = ["--trainer.precision=bf16-mixed", "--trainer.max_epochs=1"]
+    run.rename(tmp_path / "zeroth")
+    run_cli("fit", *on_cpu, *half)
+    run_cli("fit", *on_cpu, "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert "trainer.precision was" not in caplog.text
+    assert RunDirectory(run).read_config()["trainer"]["precision"] == "bf16-mixed"
 
     run.rename(tmp_path / "first")
     assert precision_of(run_cli("fit", *on_cpu, "--trainer.max_epochs=1")) == "32-true"

@@ -66,6 +66,11 @@ def test_damaged_rows_of_metrics_are_left_out(
         ("--seed_everything=-1", "seed_everything -1 is not between 0 and 4294967295"),
         ("--data.init_args.max_images=-1", "max_images -1 is less than 1"),
         ("--data.init_args.seed=-1", "seed -1 is negative"),
+        ("--model.init_args.label_smoothing=2", "label_smoothing 2.0 is not in [0, 1]"),
+        ("--trainer.devices=foo", "`devices` selected with `CPUAccelerator` should be an int"),
+        ("--trainer.accumulate_grad_batches=0", "accumulate_grad_batches 0 is less than 1"),
+        ("--trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch 0 is less than 1"),
+        ("--trainer.limit_train_batches=0", "leaves nothing to train"),
         ("--data.init_args.batch_size=null", "data.init_args.batch_size is null: give it"),
         ("--optimizer.init_args.lr=null", "optimizer.init_args.lr is null: give it a value"),
         ("--data=datamodules.BooleanDataModule", "needs class_names, which BooleanDataModule"),
@@ -75,6 +80,29 @@ def test_a_wrong_setting_is_named_in_one_line(
     setting: str, message: str, retinas: Path, fail_cli: Callable[..., str]
 ) -> None:
     assert message in fail_cli("fit", *image_arguments("cnn", retinas), *QUIET, setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("warmup", "2.0"), ("floor", "-1.0"), ("total_steps", "0")]
+)
+def test_a_schedule_that_cannot_be_is_refused(
+    setting: str, value: str, retinas: Path, fail_cli: Callable[..., str]
+) -> None:
+    schedule = ["--lr_scheduler=lightning_modules.WarmupLinearDecay"]
+    schedule += [f"--lr_scheduler.init_args.{setting}={value}"]
+    message = fail_cli("fit", *image_arguments("cnn", retinas), *QUIET, *schedule)
+    assert f"lr_scheduler: {setting} {value} is" in message
+
+
+def test_a_test_of_nothing_keeps_the_scores(
+    trained: tuple[Path, list[str]], run_cli: Callable[..., Path], fail_cli: Callable[..., str]
+) -> None:
+    run, args = trained
+    run_cli("test", *args)
+    scores = (run / "test_metrics.json").read_text()
+    message = fail_cli("test", *args, "--trainer.limit_test_batches=0")
+    assert "nothing was tested: trainer.limit_test_batches is 0" in message
+    assert (run / "test_metrics.json").read_text() == scores
 
 
 def test_a_moved_configuration_does_not_score_the_run_that_took_its_place(

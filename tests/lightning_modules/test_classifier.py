@@ -233,6 +233,21 @@ def test_mirrored_images_have_the_same_probabilities(
     assert abs(found["false", "retinas"] - found["false", "mirrored"]).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--optimizer=SGD", "--optimizer.lr=0.1"],
+        ["--trainer.gradient_clip_val=1"],
+        ["--trainer.accumulate_grad_batches=2"],
+    ],
+)
+def test_a_classifier_from_scratch_refuses_the_steps_of_others(
+    settings: list[str], retinas: Path, fail_cli: Callable[..., str]
+) -> None:
+    args = arguments("logistic_regression_scratch", retinas)
+    assert "ScratchClassifier takes its own steps, without" in fail_cli("fit", *args, *settings)
+
+
 def test_a_classifier_from_scratch_is_not_trained_on_a_gpu() -> None:
     """Its weights there would be copies, and the checkpoint would hold the initial ones."""
     model = ScratchClassifier(LogisticRegression(), list("abcd"))

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -29,6 +31,26 @@ def test_both_convolutional_networks_reach_6_by_6(max_pool: bool) -> None:
     network = ConvNet(max_pool=max_pool)
     assert network.features(torch.zeros(2, 1, 28, 28)).shape == (2, 16, 6, 6)
     assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("max_pool", [True, False])
+def test_convolutional_networks_take_any_size(max_pool: bool) -> None:
+    network = ConvNet(max_pool=max_pool, size=65)
+    assert network(torch.zeros(2, 1, 65, 65)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: FeedForwardNetwork(layers=-1),
+        lambda: FeedForwardNetwork(hidden_size=0),
+        lambda: ResidualNetwork(widths=[]),
+        lambda: ResidualNetwork(blocks=0),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused(build: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"-1|0|\[\]"):
+        build()
 
 
 def test_feed_forward_network_is_linear_layers_with_activations_between() -> None:
