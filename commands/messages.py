@@ -25,7 +25,7 @@ NOISE = (
     r"Checkpoint directory .* exists and is not empty",  # it is the resumed run's
     r"LightningCLI's args parameter is intended",  # cli.main(args) is called from tests
     r"You're using the WeightAveraging callback, but loading a checkpoint outside",
-    "No positive samples in targets",  # the class is left out
+    "No (positive|negative) samples in targets",  # the class is left out
     # Between libraries.
     r".*LeafSpec.*is deprecated",
 )

@@ -52,9 +52,6 @@ def run_sweep(config: Path, others: Sequence[str], storage: str | None) -> None:
         UserError: if the sweep cannot start, no trial finished, or the test failed.
         SystemExit: with 130 after SIGINT, 143 after SIGTERM.
     """
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    # Lists are stored and read as they are.
-    warnings.filterwarnings("ignore", "Choices for a categorical distribution should be a tuple")
     sweep = Sweep(config, others)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with lock(sweep.folder / ".lock", wait=True), sweep.deferred_signals():
@@ -83,6 +80,9 @@ class Sweep:
     received = 0  # the signal that arrived last
 
     def __init__(self, path: Path, others: Sequence[str]) -> None:
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Lists are stored and read as they are.
+        warnings.filterwarnings("ignore", "Choices for a categorical distribution should be a tuple")
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_argument("--configs", type=list[str], required=True)
         parser.add_argument("--search", type=dict[str, list[Any] | dict[str, Any]], required=True)

@@ -119,7 +119,7 @@ def test_several_corpora_are_trained_on_together(
     lines = (run / "test_transcripts.csv").read_text().splitlines()
     assert len(lines) == 8  # of the first corpus
     manifest.unlink()
-    with pytest.raises(SystemExit, match=r"error: [^,]*m\.jsonl, data of .*, does not exist"):
+    with pytest.raises(SystemExit, match=r"error: [^,]*m\.jsonl, the data of .*, does not exist"):
         cli.main(["report", str(run)])
     # Files are transcribed without the corpora.
     files = f"--data.init_args.predict_paths=[{tones / 'wavs' / 'T-000.wav'}]"
