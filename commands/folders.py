@@ -34,8 +34,8 @@ def refuse_missing_data(data: Any, path: Path) -> None:
         roots = [corpus.root for corpus in getattr(data, "corpora", [data])]
         missing = ", ".join(str(root) for root in roots if not root.exists())
         raise UserError(
-            f"{missing}, the data of {path}, does not exist: put the corpus there, or change root in "
-            f"{RunDirectory(path).config}"
+            f"{missing}, the data of {path}, does not exist: put the corpus there, or change root "
+            f"in {RunDirectory(path).config}"
         )
 
 

@@ -82,7 +82,9 @@ class Sweep:
     def __init__(self, path: Path, others: Sequence[str]) -> None:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # Lists are stored and read as they are.
-        warnings.filterwarnings("ignore", "Choices for a categorical distribution should be a tuple")
+        warnings.filterwarnings(
+            "ignore", "Choices for a categorical distribution should be a tuple"
+        )
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_argument("--configs", type=list[str], required=True)
         parser.add_argument("--search", type=dict[str, list[Any] | dict[str, Any]], required=True)
