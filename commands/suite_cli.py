@@ -60,7 +60,10 @@ from engine.reproducibility import KEY
 from errors import UserError
 from lightning_modules.schedules import WarmupLinearDecay, count_steps
 
-OTHER_WEIGHTS = ("16-true", "bf16-true", "64", "64-true", "transformer-engine")
+OTHER_WEIGHTS = (
+    *("16-true", "bf16-true", "64", "64-true"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
 """Precisions of Lightning in which weights are not in float32."""
 
 
