@@ -2,9 +2,8 @@
 
 import inspect
 import pydoc
-import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule
@@ -20,7 +19,7 @@ LINKS = (
     ("class_count", "network.init_args.classes"),
     ("channels", "network.init_args.channels"),
     ("inputs", "network.init_args.inputs"),
-    ("size", "network.init_args.size"),
+    ("size", "network.init_args.image_size"),
     ("dimension", "network.init_args.dimension"),
     ("dimension", "dimension"),
     ("low", "low"),
@@ -68,7 +67,12 @@ def check_filled(model: Namespace, data: Namespace) -> None:
     """
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    list(find_filled(model, parser.instantiate_classes(Namespace(data=data)).data))  # type: ignore[no-untyped-call]
+    config = Namespace(data=data)  # type: ignore[no-untyped-call]
+    try:
+        built = parser.instantiate_classes(config).data
+    except Exception:  # then the data, not the model, cannot be constructed
+        return
+    list(find_filled(model, built))
 
 
 def check_nulls(config: Namespace) -> None:
@@ -80,30 +84,49 @@ def check_nulls(config: Namespace) -> None:
         UserError: if one is; names its key.
     """
     filled = {f"model.init_args.{target}" for _, target in LINKS}
-    for key, node in config.items(branches=True):
-        if not isinstance(node, Namespace) or not isinstance(node.get("init_args"), Namespace):
-            continue
+    for key, node in find_classes(config, ""):
         for name, value in vars(node.init_args).items():
             full = f"{key}.init_args.{name}"
-            parameter = find_parameter(node, name)
-            if value is not None or parameter is None or full in filled:
-                continue
-            is_typed = parameter.annotation is not parameter.empty
-            is_nullable = parameter.default is None or NULLABLE.search(str(parameter.annotation))
-            if is_typed and not is_nullable:
+            if value is None and full not in filled and forbids_null(node, name):
                 raise UserError(f"{full} is null: give it a value, or leave it out")
 
 
-NULLABLE = re.compile(r"\b(None|Optional|Any)\b")
-"""What an annotation that allows null contains."""
+def find_classes(value: Any, key: str) -> Iterator[tuple[str, Namespace]]:
+    """Yield the classes with arguments in a configuration, also in lists, each with its key."""
+    if isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from find_classes(inner, f"{key}[{i}]")
+    elif isinstance(value, Namespace):
+        if isinstance(value.get("init_args"), Namespace):
+            yield key, value
+        for name, inner in vars(value).items():
+            yield from find_classes(inner, f"{key}.{name}" if key else name)
+
+
+def forbids_null(node: Namespace, name: str) -> bool:
+    """Return whether the type of an argument is known, and does not include None."""
+    constructor = find_constructor(node, name)
+    if constructor is None or inspect.signature(constructor).parameters[name].default is None:
+        return False
+    try:
+        hint = get_type_hints(constructor)[name]
+    except Exception:  # a name that only type checkers know, or no annotation
+        return False
+    is_open = hint in (Any, object) or isinstance(hint, TypeVar)
+    return not is_open and type(None) not in get_args(hint)
 
 
 def find_parameter(node: Any, name: str) -> inspect.Parameter | None:
     """Return an argument of the class that a node of a configuration names, or of a base class."""
+    constructor = find_constructor(node, name)
+    return inspect.signature(constructor).parameters[name] if constructor else None
+
+
+def find_constructor(node: Any, name: str) -> Callable[..., None] | None:
+    """Return the constructor that has an argument, of a node's class or of a base class."""
     found = pydoc.locate(node.class_path) if node and "class_path" in node else None
     for base in inspect.getmro(found) if inspect.isclass(found) else ():
-        constructor = vars(base).get("__init__")
-        parameter = inspect.signature(constructor).parameters.get(name) if constructor else None
-        if parameter is not None:
-            return parameter
+        constructor: Callable[..., None] | None = vars(base).get("__init__")
+        if constructor is not None and name in inspect.signature(constructor).parameters:
+            return constructor
     return None

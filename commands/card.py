@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from torch import Tensor
 
 from commands.folders import find_scores, make_console, refuse_existing, shorten_paths
 from commands.scores import TestedClip, estimate_rates, read_test
@@ -96,13 +95,12 @@ def card(path: Path, output: Path | None, licence: str | None, notes: Path | Non
         for name, _, interval in (estimate_rates(clips) if clips else ())
         if interval
     }
-    state = checkpoint.get(type(data).__qualname__, {})
     values = {
         "front": write_front(name, task.tag, licence, tested_config, scores),
         "name": name,
         "summary": task.summary,
         "model": describe_model(config, checkpoint, get_number_trainable_params(model)),
-        "training": describe_training(run, config, checkpoint, state.get("samples")),
+        "training": describe_training(run, config, checkpoint, data),
         "scores": [(key, f"{x:.4f}", intervals.get(key, "")) for key, x in scores.items()],
         "scored": describe_test(clips, tested.changed if tested else {}),
         "confidence": read_confidence(run, clips),
@@ -192,7 +190,7 @@ def describe_training(
     run: RunDirectory,
     config: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
-    samples: Tensor | None,
+    module: Any,
 ) -> list[tuple[str, str]]:
     """Return the data, the length and the settings of the training.
 
@@ -200,12 +198,13 @@ def describe_training(
         run: run directory.
         config: configuration of the training.
         checkpoint: what was trained.
-        samples: (clips,) number of samples of each training clip; None without clips.
+        module: data module of the training.
     """
     data = settings_of(config["data"])
     rows = [("data", name_data(config))]
-    if samples is not None:
-        hours = float(samples.sum()) / data["sample_rate"] / 3600
+    samples = checkpoint.get(type(module).__qualname__, {}).get("samples")
+    if samples is not None:  # of each training clip
+        hours = float(samples.sum()) / module.sample_rate / 3600
         rows.append(("training clips", f"{len(samples):,}, {hours:.2f} hours"))
     for key in ("splits", "normalize_text", "augment", "batch_size", "max_batch_seconds"):
         value = data.get(key)
@@ -224,7 +223,8 @@ def describe_training(
     curves = read_curves(run.metrics)
     seconds = curves.get("time/epoch", {}).values()
     if seconds:  # of epochs that were not interrupted
-        epochs, mean = len(curves["train/loss"]), sum(seconds) / len(seconds)
+        epochs = 1 + max(epoch for curve in curves.values() for epoch in curve)
+        mean = sum(seconds) / len(seconds)
         rows.append(("training time", f"{epochs} epochs of {mean:.0f} s on average"))
     return rows
 

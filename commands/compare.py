@@ -73,7 +73,7 @@ def read_run(path: Path) -> Run:
     for file, stage in ((run.config, "fit"), (run.metrics, "fit"), (run.test_metrics, "test")):
         if not file.is_file():
             is_silent = file == run.metrics and run.last.is_file()
-            why = "trainer.logger was false" if is_silent else f"{stage} it first"
+            why = "it had other loggers" if is_silent else f"{stage} it first"
             raise UserError(f"{path} is not finished: it has no {file.name}; {why}")
     curves = read_curves(run.metrics)
     monitor = run.read_config()["checkpoint"]["monitor"]
@@ -123,7 +123,8 @@ def compare(paths: list[Path], output: Path) -> None:
     # Metrics are rows and runs are columns: as columns, the metrics would not fit a terminal.
     rows = [[heading, *(row.get(heading, "–") for row in facts)] for heading in headings]
     for setting in dict.fromkeys(setting for run in runs for setting in run.data):
-        values = [describe_value(run.data[setting]) if setting in run.data else "–" for run in runs]
+        # A run of an earlier version may lack a setting.
+        values = [describe_value(run.data.get(setting)) for run in runs]
         if len(set(values)) > 1:
             rows.append([f"data: {setting}", *values])
     names = [run.name for run in runs]

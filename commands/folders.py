@@ -1,14 +1,16 @@
 """What commands that write for other people share: new folders, no paths of this machine."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import urlparse
 
 from rich.console import Console
 
-from engine import RunDirectory, Scores, whole_folder
+from engine import RunDirectory, Scores
 from errors import UserError
 
 
@@ -47,8 +49,14 @@ def new_folder(output: Path) -> Iterator[Path]:
         UserError: if the output exists.
     """
     refuse_existing(output)
-    with whole_folder(output) as folder:
-        yield folder
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def shorten_paths(value: Any) -> Any:

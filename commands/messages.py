@@ -73,8 +73,8 @@ def quieten() -> None:
 
 
 def is_refusal_of_lightning(error: BaseException) -> bool:
-    """Return whether Lightning itself raised an error: a setting is wrong, such as a monitor."""
-    if not isinstance(error, ValueError | RuntimeError):
+    """Return whether Lightning itself raised an error: a setting is wrong, or a package missing."""
+    if not isinstance(error, ValueError | RuntimeError | ModuleNotFoundError):
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals["__name__"]).startswith("pytorch_lightning.")

@@ -12,7 +12,8 @@ from commands.folders import find_scores, make_console, new_folder, shorten_path
 from commands.stages import load_run
 from engine import RunDirectory
 from errors import UserError
-from lightning_modules import TrainedLanguageModel
+from lightning_modules import SpeechRecognizer, TrainedLanguageModel
+from lightning_modules.classifier import Classifier
 from networks import CharacterLanguageModel
 
 KEPT = ("epoch", "global_step", "pytorch-lightning_version")
@@ -73,7 +74,9 @@ def pack(path: Path, output: Path) -> None:
         if (path / "README.md").is_file():
             shutil.copyfile(path / "README.md", folder / "README.md")
     size = sum(file.stat().st_size for file in RunDirectory(output).checkpoints.iterdir()) / 1e6
-    message = f"{output}: {size:.1f} MB of weights; python cli.py predict {output} FILE…"
+    is_for_files = isinstance(model, SpeechRecognizer | Classifier)
+    use = f"predict {output} FILE…" if is_for_files else f"fit --init_from {output} …"
+    message = f"{output}: {size:.1f} MB of weights; python cli.py {use}"
     make_console().print(message)
 
 

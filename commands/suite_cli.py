@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, LearningRateMonitor
 from pytorch_lightning.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -251,21 +251,7 @@ class SuiteCLI(LightningCLI):
         # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
         engine = [OptimizerSettings(), Reproducibility(seed)]
         kwargs["callbacks"] = [self.shutdown, *as_list(trainer.callbacks), *engine]
-        if trainer.overfit_batches and isinstance(self.datamodule, SplitDataModule):
-            raise UserError(
-                "trainer.overfit_batches is not supported: train on few examples with "
-                "data.init_args.max_clips, or max_images, as configs/debug/overfit.yaml does"
-            )
-        if str(trainer.precision) in OTHER_WEIGHTS:
-            raise UserError(
-                f"trainer.precision={trainer.precision} is not supported: weights are in float32; "
-                "choose 32-true, bf16-mixed or 16-mixed"
-            )
-        for setting in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-            if trainer[setting] is not None and trainer[setting] < 1:
-                raise UserError(f"trainer.{setting} {trainer[setting]} is less than 1")
-        if self.subcommand == "fit" and trainer.limit_train_batches == 0:
-            raise UserError("trainer.limit_train_batches 0 leaves nothing to train")
+        self._check_trainer(trainer)
         mixed = getattr(self.model, "mixed_precision", False)
         if self.subcommand == "fit" and trainer.precision is None and mixed:
             kwargs["precision"] = self.resume_precision or choose_precision(trainer.accelerator)
@@ -289,6 +275,35 @@ class SuiteCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except TypeError as error:  # such as of trainer.devices
             raise UserError(shorten(str(error))) from error
+
+    def _check_trainer(self, trainer: Namespace) -> None:
+        """Raise a `UserError` if a setting of the trainer is invalid or not supported."""
+        if trainer.overfit_batches and isinstance(self.datamodule, SplitDataModule):
+            raise UserError(
+                "trainer.overfit_batches is not supported: train on few examples with "
+                "data.init_args.max_clips, or max_images, as configs/debug/overfit.yaml does"
+            )
+        if str(trainer.precision) in OTHER_WEIGHTS:
+            raise UserError(
+                f"trainer.precision={trainer.precision} is not supported: weights are in float32; "
+                "choose 32-true, bf16-mixed or 16-mixed"
+            )
+        for setting in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            if trainer[setting] is not None and trainer[setting] < 1:
+                raise UserError(f"trainer.{setting} {trainer[setting]} is less than 1")
+        for callback in as_list(trainer.callbacks):
+            if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+                raise UserError(
+                    f"trainer.callbacks: {type(callback).__name__} is not supported: compare "
+                    "values with python cli.py sweep"
+                )
+        if trainer.barebones or trainer.enable_checkpointing is False:
+            raise UserError(
+                "trainer.barebones and trainer.enable_checkpointing=false are not supported: runs "
+                "always keep checkpoints; --trainer.fast_dev_run=true tries one step without"
+            )
+        if self.subcommand == "fit" and trainer.limit_train_batches == 0:
+            raise UserError("trainer.limit_train_batches 0 leaves nothing to train")
 
     def configure_optimizers(  # type: ignore[override] # LightningCLI's is static
         self,
@@ -400,7 +415,7 @@ class SuiteCLI(LightningCLI):
         """
         if self.trainer.is_global_zero:
             metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
-            if not metrics:
+            if not sum(self.trainer.num_test_batches):
                 raise UserError("nothing was tested: trainer.limit_test_batches is 0, or too small")
             checkpoint = None if self.checkpoint is None else str(self.checkpoint)
             changed = {key: new for key, (_, new) in self._changes().items()}

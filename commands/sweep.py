@@ -99,6 +99,11 @@ class Sweep:
                 values = space if isinstance(space, list) else [space.get("low"), space.get("high")]
                 if not values or (self.yaml.trials == "grid" and values is not space):
                     raise ValueError(f"{key} needs a list of values")
+                if any(isinstance(value, dict | jsonargparse.Namespace) for value in values):
+                    raise ValueError(
+                        f"{key} has a class as a value: search {key}.class_path and "
+                        f"{key}.init_args.… instead"
+                    )
                 self.suggest(optuna.trial.FixedTrial({key: values[0]}), key)
                 for value in values:
                     parse(["fit", *self.arguments({key: value})])
@@ -278,6 +283,10 @@ class Sweep:
             lines = log.read_text(encoding="utf-8").strip().splitlines()
             trial.set_user_attr("error", [f"exit status {status}", *lines][-1])
             return math.nan
+        return self.best_score(run)
+
+    def best_score(self, run: RunDirectory) -> float:
+        """Return the best score of a run's validations; NaN if there is none."""
         scores = [float(r[self.monitor]) for r in read_rows(run.metrics) if self.monitor in r]
         known = [score for score in scores if not math.isnan(score)]  # as best.ckpt is chosen
         return (min if self.mode == "min" else max)(known, default=math.nan)
@@ -301,9 +310,9 @@ class Sweep:
             path = self.run(trial).path
             curve = read_curves(self.run(trial).metrics)
             last = {name: [*values.values()][-1] for name, values in curve.items()}
-            figures = [trial.value, last.get(self.monitor), last.get("train/loss")]
-            figures.append(sum(curve.get("time/epoch", {}).values()))
-            cells = [f"{figure:.4g}" if figure is not None else "–" for figure in figures]
+            figures = [self.best_score(self.run(trial)), last.get(self.monitor)]
+            figures += [last.get("train/loss"), sum(curve.get("time/epoch", {}).values())]
+            cells = ["–" if x is None or math.isnan(x) else f"{x:.4g}" for x in figures]
             values = [str(trial.params[key]) for key in self.yaml.search]
             rows.append([*values, *cells, errors[trial.number] or trial.state.name.lower()])
             if self.monitor in curve:

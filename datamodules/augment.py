@@ -7,6 +7,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from datamodules.clips import find_recordings, inspect_clip, read_clip
+from errors import UserError
 
 
 class ClipAugment:
@@ -39,8 +40,6 @@ class ClipAugment:
     ) -> None:
         if not speeds or min(speeds) <= 0:
             raise ValueError(f"speeds {speeds} are not positive factors")
-        if any(round(100 * speed) / 100 != speed for speed in speeds):
-            raise ValueError(f"speeds {speeds} are not hundredths")
         for probability in (noise_probability, silence_probability):
             if not 0 <= probability <= 1:
                 raise ValueError(f"the probability {probability} is not in [0, 1]")
@@ -51,11 +50,13 @@ class ClipAugment:
         self.silence_probability = silence_probability
 
     def check(self, sample_rate: int) -> None:
-        """Read the headers of all noises, before one of them is drawn in the middle of a training.
+        """Check the speeds and read the headers of all noises, before a training draws them.
 
         Raises:
-            UserError: if one cannot be read.
+            UserError: if a speed is not in hundredths, or a noise cannot be read.
         """
+        if any(round(100 * speed) / 100 != speed for speed in self.speeds):
+            raise UserError(f"augment: speeds {self.speeds} are not hundredths")
         for path in self.noises:
             inspect_clip(path.stem, path, sample_rate)
 

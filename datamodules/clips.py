@@ -185,8 +185,10 @@ def find_last_page(file: BinaryIO, size: int) -> tuple[int, int]:
     segments = start + 27  # after the header: the length of each segment, a byte
     count = tail[segments - 1] if segments <= len(tail) else 1
     content = segments + count
-    if start < 0 or content > len(tail):
-        return size, 1  # the page begins, or has a header, beyond the end
+    if start < 0:  # something else follows
+        return 0, -1
+    if content > len(tail):
+        return size, 1  # the end is within the page's header
     return begin + content, sum(tail[segments:content])
 
 

@@ -27,7 +27,7 @@ class MultiCorpusDataModule(SpeechDataModule):
 
     def get_corpus(self) -> None:
         for corpus in self.corpora:
-            corpus.get_corpus()
+            corpus.prepare_data()
 
     def is_present(self) -> bool:
         return all(corpus.is_present() for corpus in self.corpora)

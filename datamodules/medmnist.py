@@ -76,7 +76,9 @@ class MedMNISTDataModule(SplitDataModule[ImageDataset]):
             raise ValueError(f"size {size} of {flag} does not exist: choose 28, 64, 128 or 224")
         if info["task"] == "multi-label, binary-class":
             raise ValueError(f"flag {flag} has several labels per image: choose a single-label set")
-        if class_names is not None and (file is None or len({*class_names}) < 2):
+        if class_names is not None and (
+            file is None or len(class_names) < 2 or len({*class_names}) < len(class_names)
+        ):
             raise ValueError("class_names needs two names or more, which differ, and a file")
         if not pixel_divisor > 0:
             raise ValueError(f"pixel_divisor {pixel_divisor} is not above 0")

@@ -95,7 +95,7 @@ class TranscriptDataModule(SplitDataModule[TextDataset]):
 
     def prepare_data(self) -> None:
         """Get the corpus if it is missing."""
-        self.corpus.get_corpus()
+        self.corpus.prepare_data()
 
     def setup(self, stage: str) -> None:
         """Read the transcripts.

@@ -53,6 +53,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
             part.unlink(missing_ok=True)
             kept = "the previous one is kept" if target.exists() else "there is none yet"
             reason = str(error).partition("\n")[0]
+            if isinstance(error, RuntimeError):
+                reason = f"is the disk full? {reason}"
             raise UserError(f"{target} could not be written ({reason}); {kept}") from error
 
 

@@ -113,7 +113,9 @@ class RunCheckpoint(ModelCheckpoint):
         """
         super().on_validation_end(trainer, pl_module)
         monitor, logged = self.monitor or "", trainer.callback_metrics
-        if trainer.sanity_checking and monitor.startswith("val") and monitor not in logged:
+        # With several loaders, Lightning has no metrics of the check before training.
+        is_known = trainer.sanity_checking and len(trainer.num_sanity_val_batches) == 1
+        if is_known and monitor.startswith("val") and monitor not in logged:
             raise UserError(
                 f"{type(pl_module).__name__} logs no {monitor}, which decides which checkpoint is "
                 f"best: log it, or give --checkpoint.monitor one of: {', '.join(logged)}"

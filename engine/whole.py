@@ -20,7 +20,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Provide a folder to fill that becomes ``path`` on success, and is removed otherwise."""
+    """Provide a folder to fill that becomes ``path`` on success, and is removed otherwise.
+
+    One process at a time may do so: see `creation`.
+    """
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
     part.mkdir(parents=True)

@@ -22,7 +22,8 @@ def count_steps(trainer: Trainer) -> int:
     steps = trainer.estimated_stepping_batches  # sets up the loader that training uses
     if math.isinf(steps):
         raise UserError("a schedule over the whole training needs trainer.max_epochs or max_steps")
-    for scheduler in find_callbacks(trainer, GradientAccumulationScheduler):
+    schedulers = find_callbacks(trainer, GradientAccumulationScheduler)
+    for scheduler in schedulers if not math.isinf(trainer.num_training_batches) else ():
         # It has not set the factor of the first epoch yet.
         factors = map(scheduler.get_accumulate_grad_batches, range(trainer.max_epochs or 0))
         each_epoch = [math.ceil(trainer.num_training_batches / factor) for factor in factors]

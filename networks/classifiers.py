@@ -59,7 +59,7 @@ class ConvNet(nn.Module):
         channels: number of image channels.
         classes: number of classes.
         dropout: dropout probability after the first linear layer.
-        size: pixels per side of an image.
+        image_size: pixels per side of an image.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ConvNet(nn.Module):
         channels: int = 1,
         classes: int = 4,
         dropout: float = 0.7,
-        size: int = 28,
+        image_size: int = 28,
     ) -> None:
         super().__init__()
         stride = 1 if max_pool else 2
@@ -82,7 +82,7 @@ class ConvNet(nn.Module):
             pool,  # (batch, 16, 6, 6)
         )
         with torch.no_grad():
-            flat = self.features(torch.zeros(1, channels, size, size)).numel()
+            flat = self.features(torch.zeros(1, channels, image_size, image_size)).numel()
         self.classifier = nn.Sequential(
             nn.Flatten(),
             nn.Linear(flat, 320),
@@ -94,5 +94,5 @@ class ConvNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits: (batch, channels, size, size) → (batch, classes)."""
+        """Return the logits: (batch, channels, image_size, image_size) → (batch, classes)."""
         return self.classifier(self.features(images))

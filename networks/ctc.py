@@ -153,7 +153,7 @@ def align(
     Returns:
         (batch, positions) index of the token spoken at each position, -1 for a blank and in the
         padding. A row is -1 everywhere if its text is empty or its clip has too few positions for
-        it.
+        it, or a log-probability is NaN.
     """
     logs, tokens = log_probabilities.cpu(), tokens.cpu()
     found = torch.full(mask.shape, -1)
@@ -162,7 +162,8 @@ def align(
     ):
         text = tokens[i, :length]
         blanks = int((text[1:] == text[:-1]).sum())  # needed between equal tokens
-        if not 0 < length <= positions - blanks:
+        has_path = 0 < length <= positions - blanks
+        if not has_path or logs[i, :positions].isnan().any():
             continue
         path = forced_align(logs[i : i + 1, :positions].contiguous(), text[None], blank=blank)[0][0]
         is_token = path != blank

@@ -22,6 +22,7 @@ class PlainModule(LightningModule):
         fail_rank: rank of the process that fails.
         stream: file to append each step's examples to.
         metric: name of the validation loss.
+        training_metric: name of the training loss.
         folder: not used, but saved with the other hyper-parameters.
     """
 
@@ -31,6 +32,7 @@ class PlainModule(LightningModule):
         fail_rank: int = 0,
         stream: str = "",
         metric: str = "val/loss",
+        training_metric: str = "train/loss",
         folder: Path = Path("data"),
     ) -> None:
         super().__init__()
@@ -42,6 +44,7 @@ class PlainModule(LightningModule):
         self.fail_rank = fail_rank
         self.stream = stream
         self.metric = metric
+        self.training_metric = training_metric
 
     def training_step(self, batch: list[Tensor]) -> Tensor:
         x, y = batch
@@ -51,7 +54,7 @@ class PlainModule(LightningModule):
             with open(self.stream, "a", encoding="utf-8") as file:  # noqa: PTH123
                 file.write(f"{self.global_step} {x[:, 0].tolist()}\n")
         loss = (self.network(x)[:, 0] - y).square().mean()
-        self.log("train/loss", loss, on_epoch=True, prog_bar=True)
+        self.log(self.training_metric, loss, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: list[Tensor]) -> None:
@@ -67,6 +70,13 @@ class PlainModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class TwoLoadersModule(PlainModule):
+    """A module whose data have two validation loaders."""
+
+    def validation_step(self, batch: list[Tensor], i: int, dataloader_idx: int) -> None:  # type: ignore[override]
+        super().validation_step(batch)
 
 
 class BrokenModule(PlainModule):
@@ -103,6 +113,13 @@ class PlainDataModule(LightningDataModule):
         return DataLoader(self.data, batch_size=8)
 
     predict_dataloader = test_dataloader
+
+
+class TwoLoadersDataModule(PlainDataModule):
+    """The same with two loaders for validation."""
+
+    def val_dataloader(self) -> list[Any]:  # type: ignore[override]
+        return [super().val_dataloader(), super().val_dataloader()]
 
 
 class MeteredClassifier(ImageClassifier):

@@ -56,6 +56,11 @@ def read_images(path: Path, size: int, channels: int) -> tuple[NDArray[np.uint8]
                 f"{path} has {width}×{height} pixels: too few for a classifier of {size}×{size}"
             )
         mode = "L" if channels == 1 else "RGB"
+        deep = [np.asarray(image).max() for image in images if image.mode.startswith("I")]
+        if deep and 0 < max(deep) <= TWELVE_BITS:  # of 8, 12 or 16 bits?
+            raise ValueError(
+                "its depth is unclear: save it with 8 bits, or with values up to 65,535"
+            )
         found = [convert(image, size, mode) for image in images]
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not an image") from error
@@ -94,8 +99,7 @@ def convert(image: Image.Image, size: int, mode: str) -> tuple[Image.Image, str]
     """Convert an image to the classifier's size and mode; also return a note on what was changed.
 
     Raises:
-        ValueError: if its pixels are floating-point numbers, have more than 16 bits, or have more
-            than 8 bits of which 12 at most are used.
+        ValueError: if its pixels are floating-point numbers or have more than 16 bits.
     """
     notes = []
     if image.mode == "F":
@@ -104,10 +108,6 @@ def convert(image: Image.Image, size: int, mode: str) -> tuple[Image.Image, str]
         pixels = np.asarray(image)
         if pixels.max() > SIXTEEN_BITS or pixels.min() < 0:
             raise ValueError("its pixels have more than 16 bits")
-        if 0 < pixels.max() <= TWELVE_BITS:  # of 8, 12 or 16 bits?
-            raise ValueError(
-                "its depth is unclear: save it with 8 bits, or with values up to 65,535"
-            )
         image = Image.fromarray((pixels / SIXTEEN_BITS * EIGHT_BITS).round().astype(np.uint8))
         notes.append("16 bits to 8")
     if image.mode in ("P", "PA", "LA", "RGBA"):  # palette indices are not brightness values

@@ -53,7 +53,7 @@ def test_runs_that_were_tested_on_other_data_are_told_apart(
     assert "data: file" not in table
     for file in ("metrics.csv", "test_metrics.json"):
         (second / file).unlink()
-    with pytest.raises(SystemExit, match=r"it has no metrics\.csv; trainer\.logger was false"):
+    with pytest.raises(SystemExit, match=r"it has no metrics\.csv; it had other loggers"):
         cli.main(["compare", str(first), str(second)])
 
 
@@ -85,12 +85,17 @@ def test_other_peoples_modules_are_compared_too(
     run_cli: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = [*PLAIN, "--model.metric=val_loss", "--checkpoint.monitor=val_loss"]
+    args += ["--model.training_metric=train_loss"]
     run = run_cli("fit", *args, "--trainer.max_epochs=2", "--trainer.enable_progress_bar=false")
     run_cli("test", *args)
     capsys.readouterr()
     cli.main(["compare", str(run), "--output", str(tmp_path / "out")])
     assert "test/loss" in capsys.readouterr().out
     assert (tmp_path / "out" / "curves.png").is_file()
+    cli.main(["card", str(run)])
+    assert "| training time | 2 epochs of" in (run / "README.md").read_text()
+    cli.main(["pack", str(run), "--output", str(tmp_path / "packed")])
+    assert "fit --init_from" in capsys.readouterr().out
 
 
 def test_runs_are_compared_by_the_validation_that_chose_the_checkpoint(

@@ -132,6 +132,7 @@ def test_pruning_stops_a_bad_trial_early(retinas: Path, tmp_path: Path) -> None:
         ({"search": {"optimizer.init_args.rate": [1]}}, "Option 'rate' is not accepted"),
         ({"search": [0.1]}, "search"),
         ({"search": {}, "trials": 2}, "search is empty"),
+        ({"search": {"optimizer": [{"class_path": "SGD"}]}}, r"search optimizer\.class_path and"),
         ({"trials": "some"}, "trials.*some"),
         ({"trials": 0}, "trials.*0"),
         ({"pruning": "mean"}, "pruning.*mean"),

@@ -236,7 +236,7 @@ def test_the_official_file_is_checked_and_a_missing_one_is_named(tmp_path: Path)
         ({"batch_size": 0}, "batch_size 0"),
         ({"pixel_divisor": 0.0}, r"pixel_divisor 0\.0 is not above 0"),
         ({"class_names": ["a", "b"]}, "class_names needs .* a file"),
-        ({"class_names": ["a", "a"], "file": "own.npz"}, "which differ"),
+        ({"class_names": ["a", "a", "b"], "file": "own.npz"}, "which differ"),
         ({"steps_per_execution": 0}, "steps_per_execution 0"),
     ],
 )

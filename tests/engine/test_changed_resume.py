@@ -314,6 +314,7 @@ def test_a_run_with_stochastic_weight_averaging_resumes_and_says_what_is_not_exa
     args = [*image_arguments("cnn", retinas, one), *QUIET, "--trainer.max_epochs=4"]
     args += ["--lr_scheduler=CosineAnnealingLR", "--lr_scheduler.T_max=16"]
     args += ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
+    args += ["--trainer.callbacks.device=null"]  # which its type allows
     args += ["--trainer.callbacks.swa_epoch_start=2"]
     with pytest.raises(SystemExit):
         run_cli("fit", *args, *stop_at(14))

@@ -71,8 +71,17 @@ def test_damaged_rows_of_metrics_are_left_out(
         ("--trainer.accumulate_grad_batches=0", "accumulate_grad_batches 0 is less than 1"),
         ("--trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch 0 is less than 1"),
         ("--trainer.limit_train_batches=0", "leaves nothing to train"),
+        ("--trainer.callbacks+=LearningRateFinder", "LearningRateFinder is not supported"),
+        ("--trainer.barebones=true", "runs always keep checkpoints"),
         ("--data.init_args.batch_size=null", "data.init_args.batch_size is null: give it"),
         ("--optimizer.init_args.lr=null", "optimizer.init_args.lr is null: give it a value"),
+        (
+            (
+                "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val/loss, "
+                "patience: null}}]"
+            ),
+            "trainer.callbacks[0].init_args.patience is null",
+        ),
         ("--data=datamodules.BooleanDataModule", "needs class_names, which BooleanDataModule"),
     ],
 )
@@ -103,6 +112,16 @@ def test_a_test_of_nothing_keeps_the_scores(
     message = fail_cli("test", *args, "--trainer.limit_test_batches=0")
     assert "nothing was tested: trainer.limit_test_batches is 0" in message
     assert (run / "test_metrics.json").read_text() == scores
+
+
+TWO_LOADERS = {"model": "Module", "data": "DataModule"}
+
+
+def test_a_module_with_two_validation_loaders_is_trained(run_cli: Callable[..., Path]) -> None:
+    classes = [f"--{kind}=tests.outside.TwoLoaders{name}" for kind, name in TWO_LOADERS.items()]
+    monitor = "--checkpoint.monitor=val/loss/dataloader_idx_1"
+    run = run_cli("fit", *classes, *QUIET, "--trainer.max_epochs=1", monitor)
+    assert (run / "checkpoints" / "best.ckpt").exists()
 
 
 def test_a_moved_configuration_does_not_score_the_run_that_took_its_place(

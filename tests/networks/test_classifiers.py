@@ -35,7 +35,7 @@ def test_both_convolutional_networks_reach_6_by_6(max_pool: bool) -> None:
 
 @pytest.mark.parametrize("max_pool", [True, False])
 def test_convolutional_networks_take_any_size(max_pool: bool) -> None:
-    network = ConvNet(max_pool=max_pool, size=65)
+    network = ConvNet(max_pool=max_pool, image_size=65)
     assert network(torch.zeros(2, 1, 65, 65)).shape == (2, 4)
 
 

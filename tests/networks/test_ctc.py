@@ -104,6 +104,13 @@ def test_the_alignment_is_the_best_of_all_paths(
             assert heard == (list(range(count)) if spelled else [])
 
 
+def test_what_is_no_number_has_no_alignment(logs: Tensor) -> None:
+    logs[1, 2] = math.nan
+    found = align(logs, MASK, torch.tensor([[0, 1], [0, 1]]), torch.tensor([2, 2]), BLANK)
+    assert (found[0] >= 0).any()
+    assert (found[1] == -1).all()
+
+
 def test_the_best_path_merges_repetitions_and_drops_blanks() -> None:
     path = torch.tensor([[1, 1, 2, 1, 3, 3], [2, 0, 0, 1, 1, 1]])
     logs = F.one_hot(path, TOKENS).double().log()
