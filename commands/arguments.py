@@ -1,4 +1,4 @@
-"""Arguments of a configuration's classes: those that the data fill, and those that are null."""
+"""Arguments of a configuration: which the data fill, which are null, which runs do not support."""
 
 import inspect
 import pydoc
@@ -7,8 +7,10 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from pytorch_lightning.cli import LightningArgumentParser
 
+from datamodules.splits import SplitDataModule
 from errors import UserError
 
 LINKS = (
@@ -130,3 +132,51 @@ def find_constructor(node: Any, name: str) -> Callable[..., None] | None:
         if constructor is not None and name in inspect.signature(constructor).parameters:
             return constructor
     return None
+
+
+OTHER_WEIGHTS = (
+    *("16-true", "bf16-true", "64", "64-true"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
+"""Precisions of Lightning in which weights are not in float32."""
+
+
+def check_trainer(trainer: Namespace, data: LightningDataModule, *, is_fit: bool) -> None:
+    """Check the settings of the trainer that Lightning accepts and runs do not.
+
+    Raises:
+        UserError: if one is invalid or not supported.
+    """
+    if trainer.overfit_batches and isinstance(data, SplitDataModule):
+        raise UserError(
+            "trainer.overfit_batches is not supported: train on few examples with "
+            "data.init_args.max_clips, or max_images, as configs/debug/overfit.yaml does"
+        )
+    if str(trainer.precision) in OTHER_WEIGHTS:
+        raise UserError(
+            f"trainer.precision={trainer.precision} is not supported: weights are in float32; "
+            "choose 32-true, bf16-mixed or 16-mixed"
+        )
+    for setting in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if trainer[setting] is not None and trainer[setting] < 1:
+            raise UserError(f"trainer.{setting} {trainer[setting]} is less than 1")
+    for callback in as_list(trainer.callbacks):
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            raise UserError(
+                f"trainer.callbacks: {type(callback).__name__} is not supported: compare "
+                "values with python cli.py sweep"
+            )
+    if trainer.barebones or trainer.enable_checkpointing is False:
+        raise UserError(
+            "trainer.barebones and trainer.enable_checkpointing=false are not supported: runs "
+            "always keep checkpoints; --trainer.fast_dev_run=true tries one step without"
+        )
+    if is_fit and trainer.limit_train_batches == 0:
+        raise UserError("trainer.limit_train_batches 0 leaves nothing to train")
+
+
+def as_list(given: Any) -> list[Any]:
+    """Return what a configuration gives: nothing, one object or a list of them."""
+    if given is None:
+        return []
+    return given if isinstance(given, list) else [given]

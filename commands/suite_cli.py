@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from jsonargparse.typing import PositiveInt
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, LearningRateMonitor
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -29,10 +29,9 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
-from commands.arguments import LINKS, check_filled, check_nulls, find_filled
+from commands.arguments import LINKS, as_list, check_filled, check_nulls, check_trainer, find_filled
 from commands.messages import explain, is_out_of_memory, is_refusal_of_lightning, shorten
 from commands.settings import find_changes
-from datamodules.splits import SplitDataModule
 from engine import (
     DurableCheckpointIO,
     GracefulShutdown,
@@ -59,12 +58,6 @@ from engine import (
 from engine.reproducibility import KEY
 from errors import UserError
 from lightning_modules.schedules import WarmupLinearDecay, count_steps
-
-OTHER_WEIGHTS = (
-    *("16-true", "bf16-true", "64", "64-true"),
-    *("transformer-engine", "transformer-engine-float16"),
-)
-"""Precisions of Lightning in which weights are not in float32."""
 
 
 class SuiteCLI(LightningCLI):
@@ -251,7 +244,7 @@ class SuiteCLI(LightningCLI):
         # engine comes last, so that averaged weights are swapped out before a checkpoint is saved.
         engine = [OptimizerSettings(), Reproducibility(seed)]
         kwargs["callbacks"] = [self.shutdown, *as_list(trainer.callbacks), *engine]
-        self._check_trainer(trainer)
+        check_trainer(trainer, self.datamodule, is_fit=self.subcommand == "fit")
         mixed = getattr(self.model, "mixed_precision", False)
         if self.subcommand == "fit" and trainer.precision is None and mixed:
             kwargs["precision"] = self.resume_precision or choose_precision(trainer.accelerator)
@@ -275,35 +268,6 @@ class SuiteCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except TypeError as error:  # such as of trainer.devices
             raise UserError(shorten(str(error))) from error
-
-    def _check_trainer(self, trainer: Namespace) -> None:
-        """Raise a `UserError` if a setting of the trainer is invalid or not supported."""
-        if trainer.overfit_batches and isinstance(self.datamodule, SplitDataModule):
-            raise UserError(
-                "trainer.overfit_batches is not supported: train on few examples with "
-                "data.init_args.max_clips, or max_images, as configs/debug/overfit.yaml does"
-            )
-        if str(trainer.precision) in OTHER_WEIGHTS:
-            raise UserError(
-                f"trainer.precision={trainer.precision} is not supported: weights are in float32; "
-                "choose 32-true, bf16-mixed or 16-mixed"
-            )
-        for setting in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-            if trainer[setting] is not None and trainer[setting] < 1:
-                raise UserError(f"trainer.{setting} {trainer[setting]} is less than 1")
-        for callback in as_list(trainer.callbacks):
-            if isinstance(callback, BatchSizeFinder | LearningRateFinder):
-                raise UserError(
-                    f"trainer.callbacks: {type(callback).__name__} is not supported: compare "
-                    "values with python cli.py sweep"
-                )
-        if trainer.barebones or trainer.enable_checkpointing is False:
-            raise UserError(
-                "trainer.barebones and trainer.enable_checkpointing=false are not supported: runs "
-                "always keep checkpoints; --trainer.fast_dev_run=true tries one step without"
-            )
-        if self.subcommand == "fit" and trainer.limit_train_batches == 0:
-            raise UserError("trainer.limit_train_batches 0 leaves nothing to train")
 
     def configure_optimizers(  # type: ignore[override] # LightningCLI's is static
         self,
@@ -433,13 +397,6 @@ class SuiteCLI(LightningCLI):
             self.config[self.subcommand], skip_unset=False, skip_validation=True
         )
         return find_changes(self.run.read_config(), yaml.safe_load(config))
-
-
-def as_list(given: Any) -> list[Any]:
-    """Return what a configuration gives: nothing, one object or a list of them."""
-    if given is None:
-        return []
-    return given if isinstance(given, list) else [given]
 
 
 def find_slurm(plugins: list[Any]) -> SLURMEnvironment | None:

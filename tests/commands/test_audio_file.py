@@ -163,7 +163,7 @@ def test_an_ogg_file_cut_off_within_a_page_is_refused(codec: str, tmp_path: Path
     path = tmp_path / "sound.ogg"
     soundfile.write(path, make_sound(48_000, 10), 48_000, format="OGG", subtype=codec)
     whole = path.read_bytes()
-    ends = [match.start() for match in re.finditer(b"OggS", whole)][3:]  # behind the headers
+    ends = [match.start() for match in re.finditer(b"OggS", whole)][3:]  # after the headers
     inside = {end + step for end in ends for step in (4, 10, 27, 100) if end + step < len(whole)}
     for end in [*sorted(inside), len(whole) - 1]:
         path.write_bytes(whole[:end])
