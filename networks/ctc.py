@@ -39,7 +39,7 @@ class PrefixScores:
         mask: (clips, positions), true on real positions.
         blank: token of the blank.
         width: number of prefixes per clip.
-        stop: token that ends a text; the head never emits it.
+        stop: token that ends a text; the head's own probability of it is not used.
     """
 
     def __init__(

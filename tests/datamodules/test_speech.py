@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from pytorch_lightning import LightningDataModule
 
+from datamodules import MultiCorpusDataModule, TranscriptDataModule
 from datamodules.ljspeech import LJSpeechDataModule, read_metadata
 from datamodules.speech import SpeechDataModule, Transcript
 from errors import UserError
@@ -23,6 +25,27 @@ class PairsDataModule(SpeechDataModule):
             )
             for path in sorted(self.root.glob("*.txt"))
         ]
+
+
+class MadeDataModule(PairsDataModule):
+    """A corpus that makes its folder, as one from outside this project does."""
+
+    def prepare_data(self) -> None:
+        self.root.mkdir()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda corpus: TranscriptDataModule(corpus=corpus),
+        lambda corpus: MultiCorpusDataModule(corpora=[corpus]),
+    ],
+)
+def test_a_corpus_is_prepared_in_its_own_way(
+    wrap: Callable[[SpeechDataModule], LightningDataModule], tmp_path: Path
+) -> None:
+    wrap(MadeDataModule(str(tmp_path / "made"))).prepare_data()
+    assert (tmp_path / "made").is_dir()
 
 
 @pytest.fixture
